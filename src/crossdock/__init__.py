@@ -1,0 +1,1 @@
+"""Build container images for every platform, from one machine, without a daemon."""

@@ -1,0 +1,1 @@
+"""Bake: HCL, JSON and Compose files turned into build targets."""

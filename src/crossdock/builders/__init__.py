@@ -1,0 +1,1 @@
+"""Builders: the buildx-compatible store, routing of platforms to nodes, and drivers."""

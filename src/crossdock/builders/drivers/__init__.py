@@ -1,0 +1,1 @@
+"""Drivers: how a node is reached and started."""

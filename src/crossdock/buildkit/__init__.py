@@ -1,0 +1,1 @@
+"""BuildKit client: its gRPC API and session services, from Python."""

@@ -1,0 +1,1 @@
+"""Emulation: QEMU discovery and binfmt_misc registration, private and host-wide."""

@@ -1,0 +1,1 @@
+"""Embedded engine: runs LLB without a daemon."""

@@ -1,0 +1,1 @@
+"""Cache: keys, content checksums and records."""

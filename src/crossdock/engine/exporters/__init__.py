@@ -1,0 +1,1 @@
+"""Exporters: write a result out as image, OCI layout, archive or files."""

@@ -1,0 +1,1 @@
+"""Ops: how each LLB operation is keyed and executed."""

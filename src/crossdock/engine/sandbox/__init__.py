@@ -1,0 +1,1 @@
+"""Sandbox: the worker namespace, mounts and the OCI runtime."""

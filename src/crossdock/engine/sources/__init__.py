@@ -1,0 +1,1 @@
+"""Sources: images, local directories, git and HTTP as solver results."""

@@ -1,0 +1,1 @@
+"""Store: content, layer directories, metadata, leases and garbage collection."""

@@ -1,0 +1,1 @@
+"""Create and inspect manifests and indexes in registries."""

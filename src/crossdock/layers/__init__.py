@@ -1,0 +1,1 @@
+"""Layers: tar reading and writing, whiteouts, overlay differences, compression."""

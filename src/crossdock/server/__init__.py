@@ -1,0 +1,1 @@
+"""The embedded engine offered over BuildKit's gRPC API."""
