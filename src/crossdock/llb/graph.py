@@ -27,7 +27,8 @@ __all__ = ["Definition", "Graph", "Node", "Output", "walk"]
 _NO_METADATA = OpMetadata()
 
 
-class Output(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Output:
     """One output of a node."""
 
     node: Node
