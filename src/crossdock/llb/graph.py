@@ -60,6 +60,9 @@ class Node:
         self.source = source
         self._encoded = encoded
         self._digest: Digest | None = None
+        # Digests are taken from the inputs up as the graph is made, so that no depth needs recursion.
+        for i in self.inputs:
+            _ = i.node.digest
 
     @property
     def encoded(self) -> bytes:
