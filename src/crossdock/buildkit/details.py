@@ -1,0 +1,115 @@
+"""Errors: gRPC statuses with BuildKit's typed details become our errors.
+
+BuildKit sends details as JSON inside ``google.protobuf.Any`` whose type URL ends in ``+json``.
+
+Spec: moby/buildkit ``solver/errdefs/errdefs.proto``, ``util/grpcerrors``, ``frontend/gateway/pb/exit.go``.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import grpc
+
+from crossdock.errors import (
+    BuilderError,
+    Cancelled,
+    CrossdockError,
+    DockerfileError,
+    Position,
+    RemoteError,
+    SourceFile,
+    SourceRange,
+    StepFailed,
+    StoreFull,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["error_from_rpc", "error_from_status", "translating"]
+
+_UNAVAILABLE_HINT = "check that the daemon runs and that the address and its permissions are right"
+#: exit codes of ``docker buildx`` by gRPC code
+_EXIT_CODES = {"INTERNAL": 100, "RESOURCE_EXHAUSTED": 102, "CANCELLED": 130}
+
+
+@contextmanager
+def translating(what: str) -> Iterator[None]:
+    """Turn ``grpc.RpcError`` into our errors; ``what`` says what was being done."""
+    try:
+        yield
+    except grpc.RpcError as exc:
+        raise error_from_rpc(exc, what) from exc
+
+
+def error_from_rpc(exc: grpc.RpcError, what: str) -> CrossdockError:
+    """Build the typed error of a failed call."""
+    if not hasattr(exc, "trailing_metadata"):
+        return error_from_status("UNKNOWN", str(exc), [], what)
+    # What a channel raises is both an RpcError and a Call; the stubs cannot say so.
+    call = cast("grpc.Call", exc)
+    details: list[tuple[str, Any]] = []
+    for key, value in call.trailing_metadata() or ():
+        if key == "grpc-status-details-bin":
+            details = _decode_details(value if isinstance(value, bytes) else value.encode())
+    return error_from_status(call.code().name, call.details() or "", details, what)
+
+
+def error_from_status(code: str, message: str, details: list[tuple[str, Any]], what: str) -> CrossdockError:
+    """Build the error from a status' parts: upper-case code name, message, ``(type, JSON value)`` details."""
+    if code == "CANCELLED":
+        return Cancelled()
+    if code == "UNAVAILABLE":
+        summary = f"{what}: {message}"
+        return BuilderError(summary, hint=_UNAVAILABLE_HINT)
+    if code == "UNIMPLEMENTED":
+        hint = "the daemon is older than this feature; upgrade BuildKit"
+        return RemoteError(f"{what}: {message}", grpc_code=code, hint=hint)
+    source = _source(details)
+    vertex = next((d.get("digest") for kind, d in details if kind == "errdefs.Vertex"), None)
+    exits = [d for kind, d in details if kind == "gatewayapi.ExitMessage"]
+    exit_code = exits[0].get("Code", 0) if exits else None
+    if exit_code is not None:
+        return StepFailed(message, step_exit_code=int(exit_code), vertex=vertex, source=source)
+    if "no space left on device" in message:
+        return StoreFull(f"{what}: {message}", hint="free disk space on the daemon, or run `crossdock prune`")
+    if source is not None and vertex is None:
+        return DockerfileError(message, source=source)
+    return RemoteError(message, grpc_code=code, exit_code=_EXIT_CODES.get(code, 1), source=source)
+
+
+def _decode_details(raw: bytes) -> list[tuple[str, Any]]:
+    from google.rpc.status_pb2 import Status  # lazily: only failures pay for it
+
+    status = Status()
+    status.ParseFromString(raw)
+    out: list[tuple[str, Any]] = []
+    for item in status.details:
+        kind = item.type_url.rpartition("/")[2]
+        if not kind.endswith("+json"):
+            continue
+        try:
+            out.append((kind.removesuffix("+json"), json.loads(item.value)))
+        except ValueError:
+            continue  # a detail we cannot read must not hide the error itself
+    return out
+
+
+def _source(details: list[tuple[str, Any]]) -> SourceRange | None:
+    for kind, detail in details:
+        if kind != "errdefs.Source":
+            continue
+        info = detail.get("info") or {}
+        ranges = detail.get("ranges") or []
+        if not ranges:
+            continue
+        text = base64.b64decode(info.get("data") or "").decode(errors="replace")
+        spans = [(r.get("start") or {}, r.get("end") or {}) for r in ranges]
+        start = min(Position(s.get("line", 0), s.get("character", 0)) for s, _ in spans)
+        end = max(Position(e.get("line", 0), e.get("character", 0)) for _, e in spans)
+        return SourceRange(SourceFile(info.get("filename") or "Dockerfile", text), start, end)
+    return None
