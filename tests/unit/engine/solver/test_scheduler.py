@@ -1,0 +1,187 @@
+"""The scheduler with real threads: sharing, cancelling, errors, and closing."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from crossdock.cancel import CancelToken
+from crossdock.engine.solver import Scheduler
+from crossdock.errors import Cancelled, SolveError
+from unit.engine.solver.fakes import FakeCache, FakeOp, vertex
+
+
+class Watcher:
+    def __init__(self):
+        self.notes = []
+        self.events = []
+
+    def notify(self, vertex, what, error):
+        self.notes.append((vertex, what))
+
+    def emit(self, vertex, event):
+        self.events.append((vertex, event))
+
+
+@pytest.fixture
+def cache():
+    return FakeCache()
+
+
+@pytest.fixture
+def scheduler(cache):
+    made = Scheduler(cache, parallelism=4)
+    yield made
+    made.close(5)
+
+
+def in_thread(fn):
+    box = {}
+
+    def work():
+        try:
+            box["value"] = fn()
+        except BaseException as exc:  # noqa: BLE001 -- handed to the test
+            box["error"] = exc
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread, box
+
+
+def test_a_graph_is_solved_and_cached(scheduler, cache):
+    def graph():
+        ops = [FakeOp("a"), FakeOp("b"), FakeOp("c")]
+        return ops, [vertex(ops[0]), vertex(ops[1], "a"), vertex(ops[2], "a", "b")]
+
+    for expected in (1, 0):
+        ops, specs = graph()
+        watcher = Watcher()
+        assert scheduler.solve(specs, [("c", 0)], watcher=watcher, cancel=CancelToken()) == (
+            "c:0(a:0(),b:0(a:0()))",
+        )
+        assert [op.exec_calls for op in ops] == [expected] * 3
+        assert ("c", "done" if expected else "cached") in watcher.notes
+
+
+def test_independent_ops_run_at_once_and_no_more_than_the_limit(cache):
+    scheduler = Scheduler(cache, parallelism=2)
+    lock, running, peak = threading.Lock(), 0, 0
+
+    class Busy(FakeOp):
+        def execute(self, inputs, ctx):
+            nonlocal running, peak
+            with lock:
+                running += 1
+                peak = max(peak, running)
+            threading.Event().wait(0.03)
+            with lock:
+                running -= 1
+            return super().execute(inputs, ctx)
+
+    specs = [vertex(Busy(f"o{n}")) for n in range(6)]
+    scheduler.solve(specs, [(s.id, 0) for s in specs], watcher=Watcher(), cancel=CancelToken())
+    scheduler.close(5)
+    assert peak == 2
+
+
+def test_two_solves_of_one_vertex_share_it_and_the_last_to_leave_cancels(scheduler):
+    op = FakeOp("a")
+    op.gate = threading.Event()
+    one, two = CancelToken(), CancelToken()
+    first, first_box = in_thread(
+        lambda: scheduler.solve([vertex(op)], [("a", 0)], watcher=Watcher(), cancel=one)
+    )
+    assert op.started.wait(5)
+    second, second_box = in_thread(
+        lambda: scheduler.solve([vertex(op)], [("a", 0)], watcher=Watcher(), cancel=two)
+    )
+    one.cancel()
+    first.join(5)
+    assert isinstance(first_box["error"], Cancelled)
+    op.gate.set()
+    second.join(5)
+    assert second_box.get("value") == ("a:0()",) or isinstance(second_box.get("error"), Cancelled) is False
+    assert op.exec_calls <= 2
+
+
+def test_cancelling_stops_the_op(scheduler):
+    op = FakeOp("a")
+    op.gate = threading.Event()
+    token = CancelToken()
+    thread, box = in_thread(
+        lambda: scheduler.solve([vertex(op)], [("a", 0)], watcher=Watcher(), cancel=token)
+    )
+    assert op.started.wait(5)
+    cause = Cancelled("ctrl-c")
+    token.cancel(cause)
+    thread.join(5)
+    assert box["error"] is cause
+    scheduler.close(5)
+    assert op.cancelled
+
+
+def test_the_error_of_an_op_is_raised_as_it_is(scheduler):
+    error = SolveError("boom")
+    watcher = Watcher()
+    with pytest.raises(SolveError) as caught:
+        scheduler.solve([vertex(FakeOp("a", fails=error))], [("a", 0)], watcher=watcher, cancel=CancelToken())
+    assert caught.value is error
+    assert watcher.notes == [("a", "started"), ("a", "failed")]
+
+
+def test_a_foreign_exception_in_an_op_fails_the_vertex_not_the_solver(scheduler):
+    with pytest.raises(ValueError, match="odd"):
+        scheduler.solve(
+            [vertex(FakeOp("a", fails=ValueError("odd")))],
+            [("a", 0)],
+            watcher=Watcher(),
+            cancel=CancelToken(),
+        )
+    assert scheduler.solve([vertex(FakeOp("b"))], [("b", 0)], watcher=Watcher(), cancel=CancelToken())
+
+
+def test_two_schedulers_on_one_cache_run_a_key_once(cache):
+    ops = [FakeOp("a"), FakeOp("a")]
+    for op in ops:
+        op.gate = threading.Event()
+    schedulers = [Scheduler(cache, parallelism=2) for _ in ops]
+    watchers = [Watcher(), Watcher()]
+    threads = [
+        in_thread(lambda s=s, o=o, w=w: s.solve([vertex(o)], [("a", 0)], watcher=w, cancel=CancelToken()))
+        for s, o, w in zip(schedulers, ops, watchers, strict=True)
+    ]
+    while not any(op.started.is_set() for op in ops):
+        threading.Event().wait(0.005)
+    for op in ops:
+        op.gate.set()
+    for thread, _ in threads:
+        thread.join(5)
+    for scheduler in schedulers:
+        scheduler.close(5)
+    assert [box["value"] for _, box in threads] == [("a:0()",)] * 2
+    assert sum(op.exec_calls for op in ops) == 1
+    assert {w.notes[-1] for w in watchers} == {("a", "done"), ("a", "cached")}
+
+
+def test_a_cancelled_token_is_refused_before_anything_starts(scheduler):
+    token = CancelToken()
+    token.cancel()
+    op = FakeOp("a")
+    with pytest.raises(Cancelled):
+        scheduler.solve([vertex(op)], [("a", 0)], watcher=Watcher(), cancel=token)
+    assert op.cache_map_calls == 0
+
+
+def test_closing_ends_what_runs(cache):
+    scheduler = Scheduler(cache, parallelism=2)
+    op = FakeOp("a")
+    op.gate = threading.Event()
+    thread, box = in_thread(
+        lambda: scheduler.solve([vertex(op)], [("a", 0)], watcher=Watcher(), cancel=CancelToken())
+    )
+    assert op.started.wait(5)
+    scheduler.close(5)
+    thread.join(5)
+    assert isinstance(box["error"], Cancelled)
