@@ -1,0 +1,1 @@
+"""What the tests share: needs, isolation, real services, the command runner."""
