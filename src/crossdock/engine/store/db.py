@@ -1,0 +1,233 @@
+"""The metadata database: one SQLite file in WAL mode, one connection per open store, short transactions.
+
+Writers of all processes queue on a lock file rather than on SQLite's busy handler, which sleeps and polls.
+``synchronous=NORMAL``: a commit costs no fsync; after a power cut the newest commits may be missing but the
+database is consistent. A process that dies loses nothing it committed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import struct
+import threading
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from crossdock.engine.store.rim import explain, rim
+from crossdock.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+__all__ = ["SCHEMA_VERSION", "Database"]
+
+#: ``PRAGMA user_version`` of a database this version reads and writes
+SCHEMA_VERSION = 1
+
+_BUSY_TIMEOUT_S = 60.0
+# Where SQLite's rollback and WAL modes put the shared lock of a database file (os.h: PENDING_BYTE + 2, 510 bytes).
+_SHARED_FIRST, _SHARED_SIZE = 0x40000000 + 2, 510
+
+_SCHEMA = """
+CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE blobs(
+  digest TEXT PRIMARY KEY, size_bytes INTEGER NOT NULL, created_ns INTEGER NOT NULL, used_ns INTEGER NOT NULL,
+  uses INTEGER NOT NULL DEFAULT 0, durable INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE TABLE layers(
+  id TEXT PRIMARY KEY, kind TEXT NOT NULL, description TEXT NOT NULL, diff_id TEXT, size_bytes INTEGER NOT NULL,
+  has_directory INTEGER NOT NULL, created_ns INTEGER NOT NULL, used_ns INTEGER NOT NULL,
+  uses INTEGER NOT NULL DEFAULT 0, durable INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE INDEX layers_by_diff_id ON layers(diff_id, has_directory) WHERE diff_id IS NOT NULL;
+CREATE TABLE layer_blobs(
+  layer_id TEXT NOT NULL, digest TEXT NOT NULL, compression TEXT NOT NULL, descriptor TEXT NOT NULL,
+  PRIMARY KEY(layer_id, digest)) WITHOUT ROWID;
+CREATE INDEX layer_blobs_by_digest ON layer_blobs(digest);
+CREATE TABLE repositories(
+  digest TEXT NOT NULL, repository TEXT NOT NULL, PRIMARY KEY(digest, repository)) WITHOUT ROWID;
+CREATE TABLE results(
+  canonical TEXT PRIMARY KEY, outputs TEXT NOT NULL, vertex TEXT NOT NULL, description TEXT NOT NULL,
+  record_type TEXT NOT NULL, created_ns INTEGER NOT NULL, used_ns INTEGER NOT NULL,
+  uses INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE TABLE result_layers(
+  layer_id TEXT NOT NULL, canonical TEXT NOT NULL, below TEXT NOT NULL,
+  PRIMARY KEY(layer_id, canonical, below)) WITHOUT ROWID;
+CREATE INDEX result_layers_by_canonical ON result_layers(canonical);
+CREATE TABLE keys(key TEXT PRIMARY KEY, canonical TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX keys_by_canonical ON keys(canonical);
+CREATE TABLE mounts(
+  id TEXT PRIMARY KEY, name TEXT NOT NULL, description TEXT NOT NULL, size_bytes INTEGER NOT NULL,
+  measured_ns INTEGER NOT NULL, created_ns INTEGER NOT NULL, used_ns INTEGER NOT NULL,
+  uses INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE TABLE images(
+  name TEXT PRIMARY KEY, digest TEXT NOT NULL, descriptor TEXT NOT NULL, created_ns INTEGER NOT NULL,
+  updated_ns INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE image_blobs(
+  name TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY(name, digest)) WITHOUT ROWID;
+CREATE INDEX image_blobs_by_digest ON image_blobs(digest);
+"""
+
+# Schema steps: version they start from -> statements. Empty until there is a version 2.
+_MIGRATIONS: dict[int, str] = {}
+
+
+class Database:
+    """One connection, usable from any thread; a lock makes each call or transaction atomic."""
+
+    __slots__ = ("_connection", "_depth", "_lock", "_path", "_write_fd")
+
+    def __init__(self, path: Path, write_lock: Path) -> None:
+        """Open or create the database. Raises: StoreError when it is newer than this version, or damaged; StoreFull."""
+        self._path = os.path.realpath(path)
+        # Guards _connection and _depth. Held over SQLite calls and the wait for the write lock: both are short.
+        self._lock = threading.RLock()
+        self._depth = 0
+        self._write_fd = -1
+        with rim("open the store's metadata"):
+            self._write_fd = os.open(write_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                self._connection = _connect(self._path)
+            except sqlite3.Error:
+                os.close(self._write_fd)
+                raise
+            try:
+                self._prepare()
+            except BaseException:
+                self.close()
+                raise
+
+    def one(self, sql: str, arguments: Sequence[object] = ()) -> Any:
+        """Return the first row as a tuple, or None."""
+        try:
+            with self._lock:
+                return self._connection.execute(sql, arguments).fetchone()
+        except sqlite3.Error as exc:
+            raise explain(exc, "read the store's metadata") from exc
+
+    def all(self, sql: str, arguments: Sequence[object] = ()) -> list[Any]:
+        """Return all rows."""
+        try:
+            with self._lock:
+                return self._connection.execute(sql, arguments).fetchall()
+        except sqlite3.Error as exc:
+            raise explain(exc, "read the store's metadata") from exc
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Write atomically; a nested one joins the outer. Nothing slow may happen inside.
+
+        Raises: StoreFull, StoreError; then nothing was written.
+        """
+        with self._lock:
+            if self._depth:
+                yield self._connection
+                return
+            self._depth = 1
+            try:
+                fcntl.flock(self._write_fd, fcntl.LOCK_EX)
+                try:
+                    yield from self._transact()
+                finally:
+                    fcntl.flock(self._write_fd, fcntl.LOCK_UN)
+            finally:
+                self._depth = 0
+
+    def _transact(self) -> Iterator[sqlite3.Connection]:
+        connection = self._connection
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            yield connection
+            connection.execute("COMMIT")
+        except BaseException as exc:
+            # A failed COMMIT may have rolled back already; a rollback that fails has nothing left to undo.
+            if connection.in_transaction:
+                with suppress(sqlite3.Error):
+                    connection.execute("ROLLBACK")
+            if isinstance(exc, sqlite3.Error):
+                raise explain(exc, "write the store's metadata") from exc
+            raise
+
+    def checkpoint(self) -> None:
+        """Move the write-ahead log into the database, fsynced, as far as readers allow."""
+        with self._lock, rim("write the store's metadata"):
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def integrity(self) -> list[str]:
+        """Return what SQLite finds wrong with the file, empty when nothing."""
+        with self._lock, rim("check the store's metadata"):
+            rows = self._connection.execute("PRAGMA quick_check").fetchall()
+        return [row[0] for row in rows if row[0] != "ok"]
+
+    def close(self) -> None:
+        """Close; idempotent. The log is left for the next opener rather than checkpointed (8-15 ms of fsync)."""
+        with self._lock:
+            if self._write_fd < 0:
+                return
+            _disconnect(self._connection, self._path)
+            os.close(self._write_fd)
+            self._write_fd = -1
+
+    def _prepare(self) -> None:
+        connection = self._connection
+        connection.execute("PRAGMA synchronous=NORMAL")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version == SCHEMA_VERSION:
+            return
+        if version > SCHEMA_VERSION:
+            summary = f"the store's metadata has version {version}, this Crossdock knows {SCHEMA_VERSION}"
+            raise StoreError(summary, hint="use the newer Crossdock, or set CROSSDOCK_ROOT to another folder")
+        connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        with self.transaction():
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                _run_script(connection, _SCHEMA)
+                version = SCHEMA_VERSION
+            while version < SCHEMA_VERSION:
+                _run_script(connection, _MIGRATIONS[version])
+                version += 1
+            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+
+def _run_script(connection: sqlite3.Connection, script: str) -> None:
+    # Not executescript(): that commits the open transaction first.
+    for statement in script.split(";"):
+        if statement.strip():
+            connection.execute(statement)
+
+
+# Open connections by database path. A close(2) of any descriptor of the file drops SQLite's POSIX locks of the whole process
+# (https://www.sqlite.org/howtocorrupt.html section 2.2), so only the last close may use one.
+_open_lock = threading.Lock()
+_open_count: dict[str, int] = {}
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    with _open_lock:
+        connection = sqlite3.connect(
+            path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+        )
+        _open_count[path] = _open_count.get(path, 0) + 1
+    return connection
+
+
+def _disconnect(connection: sqlite3.Connection, path: str) -> None:
+    """Close without a checkpoint, which SQLite makes only if it can lock the database file exclusively.
+
+    An open-file-description lock conflicts even with locks of the same process. (Python 3.12 has a setting for it.)
+    """
+    with _open_lock:
+        _open_count[path] -= 1
+        if _open_count[path]:
+            connection.close()
+            return
+        del _open_count[path]
+        guard = -1
+        with suppress(OSError):  # without the lock, closing is slower, nothing else
+            guard = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            lock = struct.pack("hhqqi", fcntl.F_RDLCK, os.SEEK_SET, _SHARED_FIRST, _SHARED_SIZE, 0)
+            fcntl.fcntl(guard, fcntl.F_OFD_SETLK, lock)
+        connection.close()
+        if guard >= 0:
+            os.close(guard)

@@ -1,0 +1,211 @@
+"""Where the store is and how its folders are named; refuses what it does not know.
+
+::
+
+    version             "crossdock store 1": written last, so a folder with it is complete
+    metadata.sqlite     blobs, layers, cache records, mounts, images (db.py)
+    content/blobs/sha256/HEX    blobs
+    content/ingest/LEASE.N      blobs being written
+    layers/ID/fs, work          layer directories in overlayfs form; work only while being made
+    mounts/ID/fs                cache mounts
+    stat/HEX                    stat caches of local contexts
+    leases/ID.lock              what living processes use
+    locks/                      lock files
+    trash/                      removed, being deleted
+    ballast                     space given up so that `prune` can work on a full disk
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from crossdock.engine.store import hooks
+from crossdock.engine.store.rim import rim
+from crossdock.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["BALLAST_BYTES", "LAYOUT_VERSION", "Layout", "default_root", "filesystem_type", "refill_ballast"]
+
+#: version of the folder layout
+LAYOUT_VERSION = 1
+#: size of the ballast file: a few write-ahead log growths and lease files
+BALLAST_BYTES = 2 << 20
+
+_MAGIC = "crossdock store "
+_FOLDERS = ("content/blobs/sha256", "content/ingest", "layers", "mounts", "stat", "leases", "locks", "trash")
+# flock and SQLite's shared memory are unreliable between hosts, and overlayfs takes no upper directory there.
+_NETWORK = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "fuse.sshfs", "lustre"}
+)
+
+
+class Layout:
+    """Paths of a store."""
+
+    __slots__ = (
+        "ballast",
+        "blobs",
+        "database",
+        "ingest",
+        "layers",
+        "leases",
+        "locks",
+        "mounts",
+        "root",
+        "stat",
+        "trash",
+        "version",
+    )
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.version = root / "version"
+        self.database = root / "metadata.sqlite"
+        self.blobs = root / "content" / "blobs"
+        self.ingest = root / "content" / "ingest"
+        self.layers = root / "layers"
+        self.mounts = root / "mounts"
+        self.stat = root / "stat"
+        self.leases = root / "leases"
+        self.locks = root / "locks"
+        self.trash = root / "trash"
+        self.ballast = root / "ballast"
+
+    def ensure(self) -> None:
+        """Check the version, creating the store in an absent or empty folder.
+
+        Raises: StoreError when the folder holds something else, a newer store, is not ours, or is on a file
+        system that cannot hold a store; StoreFull.
+        """
+        try:
+            text = self.version.read_text("ascii")
+        except FileNotFoundError:
+            self._create()
+            return
+        except (NotADirectoryError, UnicodeDecodeError) as exc:
+            raise _foreign(self.root) from exc
+        except OSError as exc:
+            with rim("open the store"):
+                raise exc
+        self._check_version(text)
+        self._check_writable()
+
+    def _check_version(self, text: str) -> None:
+        number = text.removeprefix(_MAGIC).strip()
+        if number == text.strip() or not number.isdecimal():
+            raise _foreign(self.root)
+        version = int(number)
+        if version > LAYOUT_VERSION:
+            summary = f"{self.root} is a store of layout {version}, this Crossdock knows {LAYOUT_VERSION}"
+            raise StoreError(summary, hint="use the newer Crossdock, or set CROSSDOCK_ROOT to another folder")
+        if version < LAYOUT_VERSION:
+            summary = f"{self.root} is a store of the unsupported layout {version}"
+            raise StoreError(summary, hint="remove that folder, or set CROSSDOCK_ROOT to another one")
+
+    def _check_writable(self) -> None:
+        if os.access(self.root, os.W_OK | os.X_OK):
+            return
+        if os.statvfs(self.root).f_flag & os.ST_RDONLY:
+            summary = f"the store {self.root} is on a read-only file system"
+            raise StoreError(summary, hint="set CROSSDOCK_ROOT to a writable folder")
+        owner = self.root.stat().st_uid
+        summary = f"the store {self.root} belongs to uid {owner} and cannot be written"
+        raise StoreError(summary, hint="set CROSSDOCK_ROOT to a folder of your own")
+
+    def _create(self) -> None:
+        with rim("create the store"):
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._check_writable()
+        _check_filesystem(self.root)
+        with rim("create the store"):
+            lock = os.open(self.root / "creation.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not self.version.exists():
+                    self._fill()
+            finally:
+                os.close(lock)
+        self._check_version(self.version.read_text("ascii"))
+
+    def _fill(self) -> None:
+        # A creation that died leaves folders of ours but no version file; anything else is not ours.
+        ours = {folder.partition("/")[0] for folder in _FOLDERS} | {"creation.lock", "ballast", "version.new"}
+        if set(os.listdir(self.root)) - ours:
+            raise _foreign(self.root)
+        for folder in _FOLDERS:
+            (self.root / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+        probe_xattrs(self.layers)
+        refill_ballast(self.ballast)
+        temporary = self.root / "version.new"
+        temporary.write_text(f"{_MAGIC}{LAYOUT_VERSION}\n", "ascii")
+        hooks.point("store.open:before_version")
+        temporary.rename(self.version)
+
+
+def default_root(uid: int, environ: Mapping[str, str]) -> Path:
+    """Return the store's folder for a user: ``$CROSSDOCK_ROOT``, else per user or system-wide.
+
+    ``uid`` is the one outside the worker namespace, where everybody is 0.
+    """
+    if explicit := environ.get("CROSSDOCK_ROOT"):
+        return Path(explicit).absolute()
+    if uid == 0:
+        return Path("/var/lib/crossdock")
+    data = environ.get("XDG_DATA_HOME") or os.path.join(environ.get("HOME") or "/", ".local", "share")
+    return Path(data) / "crossdock"
+
+
+def refill_ballast(path: Path) -> None:
+    """Reserve the ballast when it is not there in full. Raises: OSError."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, BALLAST_BYTES)
+    except OSError:
+        os.ftruncate(fd, 0)
+        raise
+    finally:
+        os.close(fd)
+
+
+def filesystem_type(path: Path) -> str:
+    """Return the type of the file system that holds ``path``, as ``/proc/self/mountinfo`` names it."""
+    target = os.path.realpath(path)
+    best, kind = "", "unknown"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            mount, _, source = line.partition(" - ")
+            point = mount.split(" ")[4].replace("\\040", " ")
+            inside = target == point or target.startswith(point.rstrip("/") + "/")
+            if inside and len(point) >= len(best):  # a later mount hides an earlier one
+                best, kind = point, source.split(" ")[0]
+    return kind
+
+
+def probe_xattrs(folder: Path) -> None:
+    """Check that overlayfs marks can be stored. Raises: StoreError."""
+    try:
+        os.setxattr(folder, "user.crossdock.probe", b"1")
+        os.removexattr(folder, "user.crossdock.probe")
+    except OSError as exc:
+        summary = (
+            f"the file system of {folder.parent} ({filesystem_type(folder)}) keeps no extended attributes"
+        )
+        hint = "set CROSSDOCK_ROOT to a folder on ext4, xfs, btrfs or tmpfs (Linux 6.6 or newer)"
+        raise StoreError(summary, hint=hint) from exc
+
+
+def _check_filesystem(root: Path) -> None:
+    kind = filesystem_type(root)
+    if kind in _NETWORK:
+        summary = f"{root} is on a network file system ({kind}), which cannot hold a store"
+        raise StoreError(summary, hint="set CROSSDOCK_ROOT to a folder on a local disk")
+
+
+def _foreign(root: Path) -> StoreError:
+    summary = f"{root} holds something that is not a Crossdock store"
+    return StoreError(summary, hint="set CROSSDOCK_ROOT to an empty or absent folder")

@@ -1,0 +1,139 @@
+"""Locks between processes, all ``flock``: the kernel releases them when their holder dies.
+
+Order, outermost first: a cache mount or layer lock, the removal lock (shared by whoever adds, exclusive for
+whoever removes), the write lock of the metadata, SQLite's own. Nobody takes an earlier one while holding a
+later one.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from crossdock.cancel import CancelToken
+
+__all__ = ["OncePerKey", "RemovalLock", "hold", "is_held", "try_flock"]
+
+_FIRST_WAIT_S = 0.002
+_LONGEST_WAIT_S = 0.05
+_MODE = 0o600
+
+
+def try_flock(fd: int, *, exclusive: bool = True) -> bool:
+    """Take a ``flock`` without waiting; False when somebody else holds it."""
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except OSError as exc:
+        if exc.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+def is_held(path: Path) -> bool:
+    """True when a living process holds the lock file; False when it is free or gone."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return not try_flock(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def hold(
+    path: Path, cancel: CancelToken | None, *, exclusive: bool = True, directory: bool = False
+) -> Iterator[int]:
+    """Hold the lock on ``path``, waiting as long as it takes; yields the descriptor.
+
+    A lock file is created when absent and stays. Without ``cancel`` the wait is the kernel's, at once woken; with it the
+    lock is polled (2 to 50 ms). Raises: the token's cause; OSError.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY if directory else os.O_RDWR | os.O_CREAT
+    fd = os.open(path, flags | os.O_CLOEXEC, _MODE)
+    try:
+        if cancel is None:
+            fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        else:
+            wait_s = _FIRST_WAIT_S
+            while not try_flock(fd, exclusive=exclusive):
+                cancel.sleep(wait_s)
+                wait_s = min(wait_s * 1.5, _LONGEST_WAIT_S)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+class RemovalLock:
+    """Separates adding from removing.
+
+    Whoever makes something visible or declares it in use does so under :meth:`adding` (many at once). Whoever removes
+    reads the leases, deletes the metadata and renames the files away under :meth:`removing`. So nothing is removed between
+    "in use" being declared and being seen. Each use opens the file anew: a ``flock`` belongs to the open file, and threads
+    sharing one would release each other's.
+    """
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: Path) -> None:
+        self._path = os.fspath(path)
+
+    @contextmanager
+    def adding(self) -> Iterator[None]:
+        """Keep removals out for a moment; never wait for anything else inside."""
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(fd)
+
+    @contextmanager
+    def removing(self) -> Iterator[None]:
+        """Keep additions and other removals out; milliseconds only."""
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+
+class OncePerKey:
+    """Mutual exclusion by key among the threads of this process; waits honour cancellation."""
+
+    __slots__ = ("_busy", "_condition")
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._busy: set[str] = set()
+
+    @contextmanager
+    def holding(self, key: str, cancel: CancelToken) -> Iterator[None]:
+        """Run the block alone for ``key``. Raises: the token's cause while waiting."""
+        with cancel.waking(self._wake), self._condition:
+            while key in self._busy:
+                cancel.check()
+                self._condition.wait()
+            cancel.check()
+            self._busy.add(key)
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._busy.discard(key)
+                self._condition.notify_all()
+
+    def _wake(self) -> None:
+        with self._condition:
+            self._condition.notify_all()
