@@ -140,6 +140,19 @@ class DockerfileError(CrossdockError):
 
     code = "dockerfile"
 
+    def __init__(
+        self,
+        summary: str,
+        *,
+        detail: str | None = None,
+        hint: str | None = None,
+        source: SourceRange | None = None,
+        others: tuple[DockerfileError, ...] = (),
+    ) -> None:
+        super().__init__(summary, detail=detail, hint=hint, source=source)
+        #: further problems found in the same pass, in file order
+        self.others = others
+
 
 class ContextError(CrossdockError):
     """The build context is missing, unreadable, or changed while it was read."""
