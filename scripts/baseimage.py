@@ -243,6 +243,25 @@ def push(
     return image.digest
 
 
+def read_manifest(host: str, repository: str, name: str) -> bytes:
+    """The manifest or index ``name`` (tag or digest) as the registry at ``host`` has it.
+
+    Raises: ConnectionError when it is refused.
+    """
+    accept = ", ".join(types[kind] for types in MEDIA_TYPES.values() for kind in ("index", "manifest"))
+    connection = http.client.HTTPConnection(host, timeout=60)
+    try:
+        connection.request("GET", f"/v2/{repository}/manifests/{name}", headers={"Accept": accept})
+        answer = connection.getresponse()
+        data = answer.read()
+    finally:
+        connection.close()
+    if answer.status != 200:
+        msg = f"{repository}:{name} at {host}: HTTP {answer.status}: {data[:300]!r}"
+        raise ConnectionError(msg)
+    return data
+
+
 def _push_blob(
     connection: http.client.HTTPConnection,
     repository: str,

@@ -145,6 +145,7 @@ class Registry(_Service):
 
     ``auth`` asks for basic authentication (:data:`USERNAME`, :data:`PASSWORD`). ``tls`` serves HTTPS with a
     certificate for localhost and 127.0.0.1 signed by a CA made for it (:attr:`ca`). ``mirror_of`` makes it a pull-through cache.
+    ``port`` is used when it is free.
     """
 
     def __init__(
@@ -154,9 +155,11 @@ class Registry(_Service):
         tls: bool = False,
         mirror_of: str | None = None,
         storage: Path | None = None,
+        port: int = 0,
     ) -> None:
         super().__init__()
         self._auth, self._tls, self._mirror_of, self._storage = auth, tls, mirror_of, storage
+        self._port = port if port and _is_free(port) else 0
         #: ``127.0.0.1:PORT``
         self.host = ""
         #: certificate of the CA, when ``tls``
@@ -176,7 +179,7 @@ class Registry(_Service):
         process.wait_until(self._ready, what="docker-registry")
 
     def _config(self) -> dict[str, object]:
-        http_section: dict[str, object] = {"addr": "127.0.0.1:0", "secret": "loopback"}
+        http_section: dict[str, object] = {"addr": f"127.0.0.1:{self._port}", "secret": "loopback"}
         config: dict[str, object] = {
             "version": 0.1,
             "log": {"level": "info", "accesslog": {"disabled": False}},
@@ -208,6 +211,16 @@ class Registry(_Service):
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", int(found.group(1))), 1):
             return True
         return False
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 class CertificateAuthority:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 import pytest
 
-from support.idmap import remove_tree
+from idmap import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -17,11 +17,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import idmap
 import privateapt
 import pytest
 import services
 
-from support import idmap
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -185,14 +186,16 @@ def umoci(*args: str | Path, check: bool = True) -> subprocess.CompletedProcess[
 def _tool(name: str, args: tuple[str | Path, ...], *, check: bool) -> subprocess.CompletedProcess[str]:
     program = shutil.which(name)
     assert program, name
-    done = subprocess.run(
-        [program, *map(str, args)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
+    with tempfile.TemporaryDirectory() as home:  # they keep databases of their own there
+        done = subprocess.run(
+            [program, *map(str, args)],
+            env={**os.environ, "HOME": home},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
     if check and done.returncode != 0:
         pytest.fail(f"{name} {' '.join(map(str, args))}: exit {done.returncode}\n{done.stderr}")
     return done

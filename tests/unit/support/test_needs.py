@@ -10,7 +10,11 @@ from support import needs
 
 pytest_plugins = ["pytester"]
 
-_CONFTEST = 'pytest_plugins = ["support.needs", "support.isolation"]'
+_CONFTEST = """
+from support import isolation
+isolation.GRACE_S = 0.2
+pytest_plugins = ["support.needs", "support.isolation"]
+"""
 _INI = """
 [pytest]
 markers = needs(*names)
