@@ -30,7 +30,7 @@ from crossdock.errors import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["error_from_rpc", "error_from_status", "translating"]
+__all__ = ["error_from_rpc", "error_from_status", "rpc_code", "translating"]
 
 _UNAVAILABLE_HINT = "check that the daemon runs and that the address and its permissions are right"
 #: exit codes of ``docker buildx`` by gRPC code
@@ -44,6 +44,12 @@ def translating(what: str) -> Iterator[None]:
         yield
     except grpc.RpcError as exc:
         raise error_from_rpc(exc, what) from exc
+
+
+def rpc_code(exc: grpc.RpcError) -> str:
+    """Return the status code's name; ``UNKNOWN`` for errors that carry none."""
+    # What a channel raises is both an RpcError and a Call; the stubs cannot say so.
+    return cast("grpc.Call", exc).code().name if hasattr(exc, "code") else "UNKNOWN"
 
 
 def error_from_rpc(exc: grpc.RpcError, what: str) -> CrossdockError:

@@ -1,0 +1,268 @@
+"""Receive a directory over the diff-copy protocol and write it below a root.
+
+The sender is not trusted: every path is resolved below the root without following links, and anything else is refused.
+Files are written under a temporary name and renamed, so that none is ever half-written.
+
+Spec: tonistiigi/fsutil ``receive.go``, ``diskwriter.go``, ``validator.go``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import posixpath
+import secrets
+from typing import TYPE_CHECKING
+
+from crossdock.buildkit.proto import wire_pb2
+from crossdock.buildkit.session.tree import GO_TYPE_MASK, posix_mode
+from crossdock.errors import ExportError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from crossdock.buildkit.proto import stat_pb2
+
+__all__ = ["Receiver"]
+
+_DIR, _SYMLINK = 1 << 31, 1 << 27
+_O_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Receiver:
+    """Writes what one sender sends below ``root``; ``mirror`` removes what it does not send."""
+
+    def __init__(
+        self, root: str, *, mirror: bool = False, on_bytes: Callable[[int], None] | None = None
+    ) -> None:
+        self._root = root
+        self._mirror = mirror
+        self._on_bytes = on_bytes
+        self._last = ""
+        self._sent: set[str] = set()
+        #: id -> record of files asked for
+        self._wanted: dict[int, stat_pb2.Stat] = {}
+        #: id -> (open descriptor, temporary name, parent descriptor)
+        self._open: dict[int, tuple[int, str, int]] = {}
+        #: directories whose times are set at the end, deepest last
+        self._dirs: list[stat_pb2.Stat] = []
+        #: hard links, made once their targets are complete
+        self._links: list[stat_pb2.Stat] = []
+
+    def run(self, packets: Iterator[wire_pb2.Packet]) -> Iterator[wire_pb2.Packet]:
+        """Consume the sender's packets, yield ours; ends after both FINs.
+
+        Raises: ExportError when a path is hostile, out of order, or cannot be written.
+        """
+        number, listed, finished = 0, False, False
+        try:
+            for packet in packets:
+                match packet.type:
+                    case wire_pb2.Packet.PACKET_STAT if packet.HasField("stat"):
+                        if self._entry(packet.stat):
+                            self._wanted[number] = packet.stat
+                            yield wire_pb2.Packet(type=wire_pb2.Packet.PACKET_REQ, ID=number)
+                        number += 1
+                    case wire_pb2.Packet.PACKET_STAT:
+                        listed = True
+                    case wire_pb2.Packet.PACKET_DATA:
+                        self._data(packet.ID, packet.data)
+                    case wire_pb2.Packet.PACKET_FIN:
+                        return
+                    case wire_pb2.Packet.PACKET_ERR:
+                        summary = (
+                            f"the daemon failed while sending files: {packet.data.decode(errors='replace')}"
+                        )
+                        raise ExportError(summary)
+                    case _:
+                        summary = f"the daemon sent an unexpected packet of type {packet.type}"
+                        raise ExportError(summary)
+                if listed and not self._wanted and not finished:
+                    finished = True
+                    self._finish()
+                    yield wire_pb2.Packet(type=wire_pb2.Packet.PACKET_FIN)
+            if not finished:
+                summary = "the connection ended before all files were received"
+                raise ExportError(summary)
+        finally:
+            self._discard()
+
+    # entries
+
+    def _entry(self, record: stat_pb2.Stat) -> bool:
+        """Create a directory or link; True when the file's data must be asked for."""
+        path = record.path
+        self._check(path)
+        self._sent.add(path)
+        if record.mode & _DIR:
+            self._make_directory(record)
+        elif record.mode & _SYMLINK:
+            self._make_link(record)
+        elif record.mode & GO_TYPE_MASK:
+            pass  # devices and fifos are not made outside a container, as buildx does not
+        elif record.linkname:
+            self._links.append(record)
+        else:
+            return True
+        return False
+
+    def _check(self, path: str) -> None:
+        clean = posixpath.normpath(path)
+        if path != clean or path.startswith(("/", "../")) or path in (".", "..") or "\0" in path:
+            summary = f"the daemon sent the path {path!r}, which would leave the output directory"
+            raise ExportError(summary)
+        # fsutil orders by segments: "a/b" comes before "a.b".
+        if self._last and self._last.split("/") >= path.split("/"):
+            summary = f"the daemon sent {path!r} after {self._last!r}: out of order"
+            raise ExportError(summary)
+        self._last = path
+
+    @contextlib.contextmanager
+    def _parent(self, path: str) -> Iterator[tuple[int, str]]:
+        """Open the directory of ``path`` below the root, following no link; yields it and the last name."""
+        *parents, name = path.split("/")
+        fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for part in parents:
+                below = os.open(part, _O_DIR, dir_fd=fd)
+                os.close(fd)
+                fd = below
+            yield fd, name
+        except OSError as exc:
+            summary = f"cannot write {self._root}/{path}: {exc.strerror}"
+            raise ExportError(
+                summary, hint="check the permissions and free space of the output directory"
+            ) from exc
+        finally:
+            os.close(fd)
+
+    def _make_directory(self, record: stat_pb2.Stat) -> None:
+        with self._parent(record.path) as (parent, name):
+            try:
+                os.mkdir(name, 0o700, dir_fd=parent)
+            except FileExistsError:
+                if not _is_directory(name, parent):
+                    os.unlink(name, dir_fd=parent)
+                    os.mkdir(name, 0o700, dir_fd=parent)
+        self._dirs.append(record)
+
+    def _make_link(self, record: stat_pb2.Stat) -> None:
+        with self._parent(record.path) as (parent, name):
+            _remove(name, parent)
+            os.symlink(record.linkname, name, dir_fd=parent)
+
+    # data
+
+    def _data(self, number: int, data: bytes) -> None:
+        record = self._wanted.get(number)
+        if record is None:
+            summary = f"the daemon sent data for file {number}, which was not asked for"
+            raise ExportError(summary)
+        if number not in self._open:
+            self._open[number] = self._create(record)
+        fd, _, _ = self._open[number]
+        if data:
+            view = memoryview(data)
+            try:
+                while view:
+                    view = view[os.write(fd, view) :]
+            except OSError as exc:
+                summary = f"cannot write {self._root}/{record.path}: {exc.strerror}"
+                raise ExportError(summary, hint="check the free space of the output directory") from exc
+            if self._on_bytes is not None:
+                self._on_bytes(len(data))
+            return
+        self._complete(number, record)
+
+    def _create(self, record: stat_pb2.Stat) -> tuple[int, str, int]:
+        temporary = f".crossdock-{secrets.token_hex(6)}"
+        with self._parent(record.path) as (parent, _):
+            keep = os.dup(parent)
+            try:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                return os.open(temporary, flags, 0o600, dir_fd=keep), temporary, keep
+            except OSError:
+                os.close(keep)
+                raise
+
+    def _complete(self, number: int, record: stat_pb2.Stat) -> None:
+        fd, temporary, parent = self._open.pop(number)
+        del self._wanted[number]
+        name = record.path.rpartition("/")[2]
+        try:
+            os.fchmod(fd, posix_mode(record.mode))
+            os.utime(fd, ns=(record.modTime, record.modTime))
+            if _is_directory(name, parent):
+                _remove(name, parent)
+            os.rename(temporary, name, src_dir_fd=parent, dst_dir_fd=parent)
+        except OSError as exc:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=parent)
+            summary = f"cannot write {self._root}/{record.path}: {exc.strerror}"
+            raise ExportError(summary) from exc
+        finally:
+            os.close(fd)
+            os.close(parent)
+
+    def _finish(self) -> None:
+        for record in self._links:
+            self._check_target(record)
+            with self._parent(record.linkname) as (source, old), self._parent(record.path) as (parent, name):
+                _remove(name, parent)
+                os.link(old, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
+        if self._mirror:
+            self._remove_others("")
+        for record in reversed(self._dirs):
+            with self._parent(record.path) as (parent, name):
+                os.chmod(name, posix_mode(record.mode), dir_fd=parent)
+                os.utime(name, ns=(record.modTime, record.modTime), dir_fd=parent, follow_symlinks=False)
+
+    def _check_target(self, record: stat_pb2.Stat) -> None:
+        if record.linkname not in self._sent:
+            summary = f"the daemon sent a hard link from {record.path!r} to {record.linkname!r}, which it did not send"
+            raise ExportError(summary)
+
+    def _remove_others(self, prefix: str) -> None:
+        with self._parent(f"{prefix}x") as (directory, _):
+            names = os.listdir(directory)
+            for name in names:
+                path = prefix + name
+                if path not in self._sent:
+                    _remove(name, directory)
+                elif _is_directory(name, directory):
+                    self._remove_others(path + "/")
+
+    def _discard(self) -> None:
+        for fd, temporary, parent in self._open.values():
+            os.close(fd)
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=parent)
+            os.close(parent)
+        self._open.clear()
+
+
+def _is_directory(name: str, parent: int) -> bool:
+    import stat
+
+    try:
+        return stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _remove(name: str, parent: int) -> None:
+    """Remove whatever is there, without following links."""
+    try:
+        os.unlink(name, dir_fd=parent)
+    except FileNotFoundError:
+        return
+    except (IsADirectoryError, PermissionError):
+        if not _is_directory(name, parent):
+            raise
+        directory = os.open(name, _O_DIR, dir_fd=parent)
+        try:
+            for child in os.listdir(directory):
+                _remove(child, directory)
+        finally:
+            os.close(directory)
+        os.rmdir(name, dir_fd=parent)

@@ -1,0 +1,203 @@
+"""Run one build on a daemon: open the session, solve, follow the status, cancel cleanly.
+
+Spec: moby/buildkit ``client/solve.go`` for the order of calls; features "How a buildx build uses them".
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import grpc
+
+from crossdock.buildkit.details import error_from_rpc, rpc_code
+from crossdock.buildkit.proto import control_pb2, ops_pb2
+from crossdock.buildkit.session.server import Session, new_id
+from crossdock.buildkit.status import events
+from crossdock.errors import BuilderError, StepFailed
+from crossdock.llb.codec import encode_definition
+from crossdock.progress import VertexLog
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from crossdock.buildkit.client import Client
+    from crossdock.buildkit.session.server import Attachable
+    from crossdock.cancel import CancelToken
+    from crossdock.llb import Definition
+    from crossdock.progress import Event, EventSink
+
+__all__ = ["CacheEntry", "Export", "SolveOptions", "solve"]
+
+#: seconds the status stream may stay silent once the solve has ended
+_STATUS_GRACE_S = 5.0
+#: lines of a failed step's output kept for its error
+_TAIL_LINES = 25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """One exporter and its attributes, as the daemon knows them (client-side ``dest`` removed)."""
+
+    type: str
+    attrs: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheEntry:
+    """One cache import or export."""
+
+    type: str
+    attrs: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SolveOptions:
+    """What to solve: a frontend with attributes, or a definition."""
+
+    frontend: str = ""
+    frontend_attrs: Mapping[str, str] = field(default_factory=dict, hash=False)
+    definition: Definition | None = None
+    frontend_inputs: Mapping[str, Definition] = field(default_factory=dict, hash=False)
+    exports: tuple[Export, ...] = ()
+    cache_exports: tuple[CacheEntry, ...] = ()
+    cache_imports: tuple[CacheEntry, ...] = ()
+    entitlements: tuple[str, ...] = ()
+    #: build reference; generated when empty
+    ref: str = ""
+    shared_key: str = ""
+    internal: bool = False
+
+
+def solve(
+    client: Client,
+    options: SolveOptions,
+    *,
+    attachables: Sequence[Attachable] = (),
+    sink: EventSink,
+    cancel: CancelToken,
+) -> dict[str, str]:
+    """Run a build to its end and return the exporter response.
+
+    Cancelling ends the solve on the daemon too. Raises: what the daemon reports, as our errors; a failed step carries
+    the tail of its log.
+    """
+    return _Solve(client, options, sink, cancel).run(attachables)
+
+
+class _Solve:
+    def __init__(self, client: Client, options: SolveOptions, sink: EventSink, cancel: CancelToken) -> None:
+        self._client = client
+        self._options = options
+        self._sink = sink
+        self._cancel = cancel
+        self._ref = options.ref or new_id()
+        self._tails = _Tails()
+
+    def run(self, attachables: Sequence[Attachable]) -> dict[str, str]:
+        self._cancel.check()
+        session = Session(shared_key=self._options.shared_key)
+        for attachable in attachables:
+            session.allow(attachable)
+        try:
+            session.start(self._client.open_session)
+            call = self._client.control.Solve.future(self._request(session.id))
+            status = self._client.control.Status(control_pb2.StatusRequest(Ref=self._ref))
+            follower = threading.Thread(
+                target=self._follow, args=(status,), name="buildkit-status", daemon=True
+            )
+            follower.start()
+            try:
+                with self._cancel.waking(call.cancel):
+                    return dict(self._wait(call).ExporterResponse)
+            finally:
+                follower.join(_STATUS_GRACE_S)
+                status.cancel()
+                follower.join()
+        finally:
+            session.close()
+
+    def _wait(self, call: grpc.Future[control_pb2.SolveResponse]) -> control_pb2.SolveResponse:
+        try:
+            return call.result()
+        except grpc.FutureCancelledError as exc:
+            raise self._cancel.cause from exc
+        except grpc.RpcError as exc:
+            self._cancel.check()
+            if rpc_code(exc) == "UNAVAILABLE":
+                summary = f"the connection to {self._client.name} was lost during the build"
+                raise BuilderError(summary, hint="is the daemon still running?", retryable=True) from exc
+            error = error_from_rpc(exc, f"{self._client.name}: build failed")
+            if isinstance(error, StepFailed) and error.vertex:
+                error.log_tail = self._tails.of(error.vertex)
+                error.vertex_name = self._tails.name_of(error.vertex)
+            raise error from exc
+
+    def _request(self, session_id: str) -> control_pb2.SolveRequest:
+        options = self._options
+        exports = [control_pb2.Exporter(Type=e.type, Attrs=e.attrs) for e in options.exports]
+        request = control_pb2.SolveRequest(
+            Ref=self._ref,
+            Session=session_id,
+            Frontend=options.frontend,
+            FrontendAttrs=options.frontend_attrs,
+            FrontendInputs={k: _definition(v) for k, v in options.frontend_inputs.items()},
+            Entitlements=options.entitlements,
+            Internal=options.internal,
+            Exporters=exports,
+            Cache=control_pb2.CacheOptions(
+                Exports=[
+                    control_pb2.CacheOptionsEntry(Type=c.type, Attrs=c.attrs) for c in options.cache_exports
+                ],
+                Imports=[
+                    control_pb2.CacheOptionsEntry(Type=c.type, Attrs=c.attrs) for c in options.cache_imports
+                ],
+            ),
+        )
+        if exports:
+            # Daemons before v0.13 read the first exporter here.
+            request.ExporterDeprecated = options.exports[0].type
+            request.ExporterAttrsDeprecated.update(options.exports[0].attrs)
+        if options.definition is not None:
+            request.Definition.CopyFrom(_definition(options.definition))
+        return request
+
+    def _follow(self, stream: grpc.CallIterator[control_pb2.StatusResponse]) -> None:
+        try:
+            for response in stream:
+                for event in events(response):
+                    self._tails.see(event)
+                    self._sink.emit(event)
+        except grpc.RpcError:
+            # The stream is only a report: the solve's own answer says what went wrong.
+            return
+
+
+class _Tails:
+    """The last lines of every step's output."""
+
+    def __init__(self) -> None:
+        self._data: dict[str, bytes] = {}
+        self._names: dict[str, str] = {}
+
+    def see(self, event: Event) -> None:
+        """Remember names and output."""
+        if isinstance(event, VertexLog):
+            kept = (self._data.get(event.vertex, b"") + event.data)[-16_384:]
+            self._data[event.vertex] = kept
+        elif name := getattr(event, "name", ""):
+            self._names[getattr(event, "digest", "")] = name
+
+    def of(self, vertex: str) -> tuple[str, ...]:
+        """Return the last lines of one step."""
+        text = self._data.get(vertex, b"").decode(errors="replace")
+        return tuple(text.splitlines()[-_TAIL_LINES:])
+
+    def name_of(self, vertex: str) -> str | None:
+        """Return the display name of one step."""
+        return self._names.get(vertex)
+
+
+def _definition(definition: Definition) -> ops_pb2.Definition:
+    return ops_pb2.Definition.FromString(encode_definition(definition))
