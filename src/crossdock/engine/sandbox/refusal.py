@@ -11,7 +11,7 @@ from pathlib import Path
 
 from crossdock.errors import SandboxError
 
-__all__ = ["namespace_refused", "newuidmap_hint", "os_family"]
+__all__ = ["namespace_refused"]
 
 _APPARMOR = "kernel.apparmor_restrict_unprivileged_userns"
 _DEBIAN = "kernel.unprivileged_userns_clone"
@@ -63,47 +63,3 @@ def _status(root: Path) -> dict[str, str]:
         return {}
     pairs = (line.partition(":") for line in lines)
     return {key: value.strip() for key, _, value in pairs}
-
-
-def os_family(root: Path = Path("/")) -> str:
-    """Return ``debian``, ``fedora``, ``arch``, ``alpine``, ``suse`` or ``""`` from os-release."""
-    words: list[str] = []
-    for name in ("etc/os-release", "usr/lib/os-release"):
-        try:
-            text = (root / name).read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            continue
-        for line in text.splitlines():
-            key, _, value = line.partition("=")
-            if key in ("ID", "ID_LIKE"):
-                words += value.strip().strip("\"'").lower().split()
-        break
-    table = {
-        "debian": "debian",
-        "ubuntu": "debian",
-        "fedora": "fedora",
-        "rhel": "fedora",
-        "centos": "fedora",
-        "arch": "arch",
-        "alpine": "alpine",
-        "suse": "suse",
-        "opensuse": "suse",
-    }
-    return next((table[word] for word in words if word in table), "")
-
-
-def newuidmap_hint(root: Path = Path("/")) -> str:
-    """Say how to get ``newuidmap`` on this distribution."""
-    commands = {
-        "debian": "sudo apt-get install uidmap",
-        "fedora": "sudo dnf install shadow-utils",
-        "arch": "sudo pacman -S shadow",
-        "alpine": "sudo apk add shadow-uidmap",
-        "suse": "sudo zypper install shadow",
-    }
-    command = commands.get(os_family(root))
-    return (
-        f"run `{command}`"
-        if command
-        else "install the package with newuidmap and newgidmap (shadow or uidmap)"
-    )

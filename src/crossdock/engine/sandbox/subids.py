@@ -6,7 +6,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
-from crossdock.engine.sandbox.refusal import newuidmap_hint
+from crossdock.distro import install_hint
 
 if TYPE_CHECKING:
     from crossdock.engine.sandbox.idmap import IdRange
@@ -21,7 +21,7 @@ def write_with_helpers(pid: int, uids: tuple[IdRange, ...], gids: tuple[IdRange,
         path = shutil.which(name)
         if path is None:
             _finish(running)
-            return f"{name} is missing: {newuidmap_hint()}"
+            return f"{name} is missing: {install_hint('newuidmap')}"
         argv = [name, str(pid), *(str(number) for r in ranges for number in r)]
         running.append((name, *_spawn(path, argv)))
     return _finish(running)

@@ -1,0 +1,230 @@
+"""The sandbox: mounted root file systems and steps run in them, inside the worker namespace.
+
+One object per worker process; every method may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import os
+import shutil
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from crossdock.engine.sandbox import mounts, stubs
+from crossdock.engine.sandbox.etcfiles import DEFAULT_HOSTNAME, hosts_text, resolv_text
+from crossdock.engine.sandbox.paths import make_directories
+from crossdock.engine.sandbox.runtime import find_runtime
+from crossdock.engine.sandbox.spec import (
+    ALL_CAPABILITIES,
+    DEFAULT_CAPABILITIES,
+    OciMount,
+    SpecInput,
+    runtime_spec,
+)
+from crossdock.engine.sandbox.step import BindMount, SecretMount, SshMount, StepResult, TmpfsMount
+from crossdock.engine.sandbox.users import StepUser, resolve_user
+from crossdock.errors import SandboxError
+from crossdock.llb.ops import NetMode, SecurityMode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from crossdock.cancel import CancelToken
+    from crossdock.engine.sandbox.runtime import Outcome, Runtime
+    from crossdock.engine.sandbox.step import StepMount, StepSpec
+    from crossdock.engine.sandbox.worker import WorkerInfo
+
+__all__ = ["Sandbox"]
+
+_FILE_BIND = ("rbind", "ro", "nosuid", "noexec", "nodev")
+_TTY_GROUP = 5
+
+
+class Sandbox:
+    """Runs steps for one worker; ``runtime`` is looked for when not given.
+
+    Raises: SandboxError when there is no runtime.
+    """
+
+    def __init__(
+        self, info: WorkerInfo, *, runtime: Runtime | None = None, cache_dir: Path | None = None
+    ) -> None:
+        self.info = info
+        self.runtime = runtime if runtime is not None else find_runtime()
+        self._cache_dir = cache_dir
+        self._numbers = itertools.count(1)
+        self._roots = _made(info.run_dir / "roots")
+        self._steps = _made(info.run_dir / "steps")
+        self._state = _made(info.run_dir / "runtime")
+        self._empty = _made(info.run_dir / "empty")
+        self._bound = _capability_bound()
+        self._filter: tuple[dict[str, object] | None, dict[str, str]] | None = None
+
+    @contextmanager
+    def mounted(self, lowers: Sequence[Path], *, upper: Path | None, work: Path | None) -> Iterator[Path]:
+        """Hold a root file system mounted: ``lowers``, bottom first, under ``upper``; read-only without ``upper``.
+
+        ``work`` is an empty directory on the file system of ``upper``.
+        Raises: SandboxError when the kernel or a file system refuses the overlay.
+        """
+        plan = mounts.plan_rootfs(lowers, upper=upper, work=work, empty=self._empty)
+        target = self._roots / str(next(self._numbers))
+        with ExitStack() as stack:
+            try:
+                path = stack.enter_context(mounts.mounted(plan, target))
+            except OSError as exc:
+                summary = f"cannot mount a root file system of {len(lowers)} layers: {exc.strerror}"
+                raise SandboxError(summary, missing="overlayfs") from exc
+            yield path
+
+    def run(self, step: StepSpec, *, log: Callable[[int, bytes], None], cancel: CancelToken) -> StepResult:
+        """Run one step to its end; ``log`` gets (1 or 2, bytes) in the calling thread.
+
+        Every process of the step is gone when this returns or raises, within a second of a cancellation.
+        Raises: SandboxError, UsageError (unknown user, bad host address), the token's cause when cancelled.
+        """
+        step_id = f"step{next(self._numbers)}"
+        bundle = self._steps / step_id
+        bundle.mkdir(mode=0o700)
+        root = str(step.rootfs)
+        with ExitStack() as stack:
+            stack.callback(shutil.rmtree, bundle)
+            user = self._user(root, step)
+            oci_mounts = tuple(self._mounts(step, bundle, stack))
+            make_directories(root, step.cwd, uid=user.uid, gid=user.gid)
+            if not step.readonly_rootfs:
+                points = [m.destination for m in oci_mounts]
+                stack.enter_context(
+                    stubs.stubs_removed(root, points, recursive=step.remove_mount_stubs_recursive)
+                )
+            given = self._spec_input(step, user, oci_mounts)
+            (bundle / "config.json").write_text(json.dumps(runtime_spec(given)), encoding="utf-8")
+            outcome = self.runtime.run(
+                state=self._state,
+                bundle=bundle,
+                step_id=step_id,
+                manage_cgroups=False,
+                log=log,
+                cancel=cancel,
+            )
+            return _result(step, outcome)
+
+    def _user(self, root: str, step: StepSpec) -> StepUser:
+        user = resolve_user(root, step.user)
+        if not self.info.has_id(user.uid, user.gid):
+            summary = (
+                f"user {step.user or user.uid} ({user.uid}:{user.gid}) does not exist in the worker namespace"
+            )
+            note = next((rung.note for rung in self.info.rungs if rung.name == "ids"), "")
+            raise SandboxError(summary, missing="id ranges", detail=note or None)
+        return user
+
+    def _mounts(self, step: StepSpec, bundle: Path, stack: ExitStack) -> Iterator[OciMount]:
+        host_network = step.network is NetMode.HOST
+        resolv = bundle / "resolv.conf"
+        resolv.write_text(resolv_text(host_network=host_network), encoding="utf-8")
+        hosts = bundle / "hosts"
+        hosts.write_text(hosts_text(step.hostname, step.extra_hosts), encoding="utf-8")
+        for path in (resolv, hosts):
+            path.chmod(0o644)
+        yield OciMount("/etc/resolv.conf", "bind", str(resolv), _FILE_BIND)
+        yield OciMount("/etc/hosts", "bind", str(hosts), _FILE_BIND)
+        for number, mount in enumerate(step.mounts):
+            yield _oci_mount(mount, bundle / f"mount{number}", stack)
+
+    def _spec_input(self, step: StepSpec, user: StepUser, oci_mounts: tuple[OciMount, ...]) -> SpecInput:
+        env = step.env
+        if not any(entry.startswith("HOME=") for entry in env):
+            env = (*env, f"HOME={user.home}")
+        seccomp, annotations = self._seccomp()
+        return SpecInput(
+            rootfs=str(step.rootfs),
+            readonly_rootfs=step.readonly_rootfs,
+            args=step.args,
+            env=env,
+            cwd=step.cwd,
+            user=user,
+            hostname=step.hostname or DEFAULT_HOSTNAME,
+            network=step.network,
+            security=step.security,
+            mounts=oci_mounts,
+            ulimits=step.ulimits,
+            capability_bound=self._bound,
+            pid_namespace=self.info.pid_namespace,
+            cgroup_namespace=False,
+            has_tty_group=self.info.has_id(0, _TTY_GROUP),
+            may_set_groups=self.info.ids != "single",
+            seccomp=None if step.security is SecurityMode.INSECURE else seccomp,
+            annotations={} if step.security is SecurityMode.INSECURE else annotations,
+            cgroups_path="",
+            resources=None,
+            network_path="",
+        )
+
+    def _seccomp(self) -> tuple[dict[str, object] | None, dict[str, str]]:
+        """Return the filter: as rules for the runtime, or for crun compiled, as an annotation."""
+        if self._filter is None:
+            from crossdock.engine.sandbox import bpf, seccomp
+
+            machine = os.uname().machine
+            capabilities = self._bound & frozenset(DEFAULT_CAPABILITIES)
+            code = bpf.compile_filter(machine, capabilities) if self.runtime.name == "crun" else None
+            if code is not None:
+                self._filter = None, {"run.oci.seccomp_bpf_data": base64.b64encode(code).decode()}
+            else:
+                self._filter = seccomp.profile(machine, capabilities), {}
+        return self._filter
+
+
+def _made(path: Path) -> Path:
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+def _capability_bound() -> frozenset[str]:
+    """Return what the worker may hand on; a capability that it lacks makes a runtime fail."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith("CapBnd:"):
+                bits = int(line.split()[1], 16)
+                return frozenset(name for bit, name in enumerate(ALL_CAPABILITIES) if bits >> bit & 1)
+    return frozenset(DEFAULT_CAPABILITIES)
+
+
+def _oci_mount(mount: StepMount, private: Path, stack: ExitStack) -> OciMount:
+    match mount:
+        case BindMount():
+            mode = "rro" if mount.readonly else "rw"
+            return OciMount(mount.dest, "bind", str(mount.source), ("rbind", mode))
+        case TmpfsMount():
+            options = ["nosuid", "noexec", "nodev"] if mount.dest == "/dev/shm" else ["nosuid"]  # noqa: S108
+            options.append(f"mode={mount.mode:o}")
+            if mount.size_bytes:
+                options.append(f"size={mount.size_bytes}")
+            return OciMount(mount.dest, "tmpfs", "tmpfs", tuple(options))
+        case SecretMount():
+            private.touch(mode=0o600)
+            private.write_bytes(mount.data.reveal())
+            os.chown(private, mount.uid, mount.gid)
+            private.chmod(mount.mode)
+            return OciMount(mount.dest, "bind", str(private), _FILE_BIND)
+        case SshMount():
+            from crossdock.engine.sandbox.agent import forwarded_agent
+
+            stack.enter_context(
+                forwarded_agent(private, mount.agent, uid=mount.uid, gid=mount.gid, mode=mount.mode)
+            )
+            return OciMount(mount.dest, "bind", str(private), _FILE_BIND)
+
+
+def _result(step: StepSpec, outcome: Outcome) -> StepResult:
+    if outcome.error:
+        from crossdock.engine.sandbox.execfail import explain
+
+        return explain(step, outcome.error)
+    code = outcome.exit_code
+    return StepResult(exit_code=code, signal=code - 128 if 128 < code < 193 else None)
