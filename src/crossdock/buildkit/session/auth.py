@@ -1,0 +1,65 @@
+"""Session service ``Auth``: registry logins, asked for by the daemon when it pulls or pushes.
+
+Only ``Credentials`` is offered: a daemon that is not offered the token methods fetches tokens itself.
+
+Spec: moby/buildkit ``session/auth/auth.proto``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import grpc
+
+from crossdock.buildkit.proto import auth_pb2, auth_pb2_grpc
+from crossdock.errors import CrossdockError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from crossdock.cancel import CancelToken
+    from crossdock.registry.credentials import Credentials
+
+__all__ = ["Auth"]
+
+#: the name under which BuildKit asks for Docker Hub, and its docker.io form
+_HUB = {"registry-1.docker.io": "docker.io", "index.docker.io": "docker.io"}
+
+
+class Auth(auth_pb2_grpc.AuthServicer):
+    """Answers with the logins of docker's and podman's configuration, looked up when asked."""
+
+    methods = ("/moby.filesync.v1.Auth/Credentials",)
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        *,
+        cancel: CancelToken,
+        on_error: Callable[[CrossdockError], None] | None = None,
+    ) -> None:
+        self._credentials = credentials
+        self._cancel = cancel
+        self._on_error = on_error
+
+    def register(self, server: grpc.Server, /) -> None:
+        """Add the handlers."""
+        auth_pb2_grpc.add_AuthServicer_to_server(self, server)
+
+    def Credentials(  # noqa: N802 - the protocol's name
+        self, request: auth_pb2.CredentialsRequest, context: grpc.ServicerContext
+    ) -> auth_pb2.CredentialsResponse:
+        """Return the login for a host; empty when there is none, which means anonymous."""
+        host = _HUB.get(request.Host, request.Host)
+        try:
+            login = self._credentials.lookup(host, "", cancel=self._cancel)
+        except CrossdockError as exc:
+            if self._on_error is not None:
+                self._on_error(exc)
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, exc.summary)
+        if login is None:
+            return auth_pb2.CredentialsResponse()
+        if login.identity_token is not None:
+            return auth_pb2.CredentialsResponse(Secret=login.identity_token.reveal_str())
+        secret = login.password.reveal_str() if login.password is not None else ""
+        return auth_pb2.CredentialsResponse(Username=login.username, Secret=secret)

@@ -1,0 +1,246 @@
+"""Directories over the diff-copy protocol: our sender against our receiver, and both against bad peers."""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+
+grpc = pytest.importorskip("grpc")
+
+from crossdock.buildkit.proto import filesync_pb2_grpc, stat_pb2, wire_pb2  # noqa: E402
+from crossdock.buildkit.session.filesync import FileSync, LocalDir  # noqa: E402
+from crossdock.buildkit.session.receive import Receiver  # noqa: E402
+from crossdock.buildkit.session.tree import go_mode, posix_mode, walk_tree  # noqa: E402
+from crossdock.errors import ContextError, CrossdockError, ExportError  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+Packet = wire_pb2.Packet
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator:
+    """Serve attachables on a private socket; gives a function that returns a channel."""
+    closing = []
+
+    def start(attachable) -> grpc.Channel:  # type: ignore[no-untyped-def]
+        pool = ThreadPoolExecutor(8)
+        server = grpc.server(pool)
+        attachable.register(server)
+        address = f"unix:{tmp_path}/sock"
+        server.add_insecure_port(address)
+        server.start()
+        channel = grpc.insecure_channel(address, options=[("grpc.default_authority", "localhost")])
+        closing.extend([channel.close, lambda: server.stop(0).wait(), lambda: pool.shutdown(wait=True)])
+        return channel
+
+    yield start
+    for close in closing:
+        close()
+
+
+def sync(channel: grpc.Channel, name: str, dest: Path, metadata: list[tuple[str, str]] | None = None) -> None:
+    """Receive one directory into ``dest``."""
+    outgoing: queue.Queue[wire_pb2.Packet | None] = queue.Queue()
+    stub = filesync_pb2_grpc.FileSyncStub(channel)
+    call = stub.DiffCopy(iter(outgoing.get, None), metadata=[("dir-name", name), *(metadata or [])])
+    try:
+        for packet in Receiver(str(dest)).run(call):
+            outgoing.put(packet)
+    finally:
+        outgoing.put(None)
+        call.cancel()
+
+
+def make_tree(root: Path) -> None:
+    (root / "a/b").mkdir(parents=True)
+    (root / "a/b/big").write_bytes(os.urandom(3_000_000))
+    (root / "a/empty").touch()
+    (root / "a.txt").write_text("sorts after a/")
+    (root / "run.sh").write_text("#!/bin/sh\n")
+    (root / "run.sh").chmod(0o4755)
+    (root / "link").symlink_to("a/b/big")
+    os.link(root / "a.txt", root / "hard")
+    (root / "ünï").write_text("x")
+    (root / "node_modules").mkdir()
+    (root / "node_modules/junk").write_text("junk")
+    os.utime(root / "a.txt", ns=(1_600_000_000_123_456_789, 1_600_000_000_123_456_789))
+
+
+def describe(root: Path) -> dict[str, tuple]:
+    out: dict[str, tuple] = {}
+    for path in sorted(root.rglob("*")):
+        info = path.lstat()
+        body = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        mode = None if path.is_symlink() else stat.S_IMODE(info.st_mode)
+        out[str(path.relative_to(root))] = (mode, body, info.st_mtime_ns if path.is_file() else None)
+    return out
+
+
+def test_a_tree_arrives_whole(tmp_path: Path, serve) -> None:  # type: ignore[no-untyped-def]
+    source, dest = tmp_path / "src", tmp_path / "dest"
+    source.mkdir()
+    dest.mkdir()
+    make_tree(source)
+    sync(serve(FileSync({"context": LocalDir(path=source)})), "context", dest)
+    expected = describe(source)
+    got = describe(dest)
+    del expected["link"], got["link"]
+    assert got == expected
+    assert os.readlink(dest / "link") == "a/b/big"
+    assert (dest / "hard").stat().st_ino == (dest / "a.txt").stat().st_ino
+
+
+def test_patterns_of_the_daemon_and_of_the_client_both_hold(tmp_path: Path, serve) -> None:  # type: ignore[no-untyped-def]
+    source, dest = tmp_path / "src", tmp_path / "dest"
+    source.mkdir()
+    dest.mkdir()
+    make_tree(source)
+    service = FileSync({"context": LocalDir(path=source, exclude=("node_modules",))})
+    metadata = [
+        ("exclude-patterns", "*.sh"),
+        ("followpaths", "link"),
+        ("followpaths", "node_modules"),
+        ("followpaths", "run.sh"),
+    ]
+    sync(serve(service), "context", dest, metadata)
+    assert sorted(describe(dest)) == ["a", "a/b", "a/b/big", "link"]
+
+
+def test_escaped_patterns_are_read(tmp_path: Path, serve) -> None:  # type: ignore[no-untyped-def]
+    source, dest = tmp_path / "src", tmp_path / "dest"
+    source.mkdir()
+    dest.mkdir()
+    make_tree(source)
+    metadata = [("include-patterns", "%C3%BCn%C3%AF"), ("include-patterns-encoded", "1")]
+    sync(serve(FileSync({"d": LocalDir(path=source)})), "d", dest, metadata)
+    assert list(describe(dest)) == ["ünï"]
+
+
+def test_an_unknown_directory_is_refused(tmp_path: Path, serve) -> None:  # type: ignore[no-untyped-def]
+    channel = serve(FileSync({}))
+    with pytest.raises(grpc.RpcError) as caught:
+        sync(channel, "etc", tmp_path)
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND  # type: ignore[attr-defined]
+
+
+def test_a_file_that_shrinks_while_sent_is_named(tmp_path: Path, serve) -> None:  # type: ignore[no-untyped-def]
+    source, dest = tmp_path / "src", tmp_path / "dest"
+    source.mkdir()
+    dest.mkdir()
+    (source / "f").write_bytes(b"x" * 5_000_000)
+    seen: list[CrossdockError] = []
+    service = FileSync(
+        {"d": LocalDir(path=source)},
+        on_bytes=lambda _name, _count: os.truncate(source / "f", 10),
+        on_error=seen.append,
+    )
+    with pytest.raises(ExportError, match="f changed from 5000000"):
+        sync(serve(service), "d", dest)
+    assert isinstance(seen[0], ContextError)
+    assert list(dest.iterdir()) == []
+
+
+def test_a_vanished_directory_is_an_error_not_a_shorter_tree(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    walk = walk_tree(str(tmp_path))
+    assert next(walk).path == "a"
+    (tmp_path / "b").rmdir()
+    with pytest.raises(ContextError, match=r"b vanished"):
+        list(walk)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_an_unreadable_directory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "secret").mkdir(mode=0)
+    with pytest.raises(ContextError, match=r"cannot read .*secret"):
+        list(walk_tree(str(tmp_path)))
+
+
+def test_names_that_are_not_utf8_are_refused_by_name(tmp_path: Path) -> None:
+    os.close(os.open(os.fsencode(tmp_path) + b"/\xff", os.O_CREAT))
+    with pytest.raises(ContextError, match=r"\\xff.*not UTF-8"):
+        list(walk_tree(str(tmp_path)))
+
+
+def test_a_socket_travels_as_an_empty_file_type(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "s"))
+        (record,) = walk_tree(str(tmp_path))
+    assert record.mode & ~0o777 == 0
+
+
+@pytest.mark.parametrize("mode", [0o100644, 0o104755, 0o102711, 0o41777, 0o120777, 0o10600])
+def test_modes_survive_go(mode: int) -> None:
+    assert posix_mode(go_mode(mode)) == stat.S_IMODE(mode)
+
+
+def stat_packet(path: str, mode: int = 0o644, linkname: str = "") -> wire_pb2.Packet:
+    return Packet(type=Packet.PACKET_STAT, stat=stat_pb2.Stat(path=path, mode=mode, linkname=linkname))
+
+
+DIR = 1 << 31 | 0o755
+LINK = 1 << 27 | 0o777
+
+
+@pytest.mark.parametrize(
+    ("packets", "text"),
+    [
+        ([stat_packet("../x", DIR)], "leave the output"),
+        ([stat_packet("/etc/x", DIR)], "leave the output"),
+        ([stat_packet("a/../../x", DIR)], "leave the output"),
+        ([stat_packet("..", DIR)], "leave the output"),
+        ([stat_packet("b", DIR), stat_packet("a", DIR)], "out of order"),
+        ([stat_packet("a", DIR), stat_packet("a", DIR)], "out of order"),
+        ([stat_packet("l", LINK, "/tmp"), stat_packet("l/x", DIR)], "cannot write"),
+        ([stat_packet("h", 0o644, "/etc/passwd"), Packet(type=Packet.PACKET_STAT)], "did not send"),
+        ([Packet(type=Packet.PACKET_DATA, ID=7, data=b"x")], "not asked for"),
+        ([stat_packet("f")], "ended before"),
+        ([Packet(type=Packet.PACKET_ERR, data=b"boom")], "boom"),
+    ],
+)
+def test_a_hostile_sender_writes_nothing_outside(
+    tmp_path: Path, packets: list[wire_pb2.Packet], text: str
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    with pytest.raises(ExportError, match=text):
+        list(Receiver(str(root)).run(iter(packets)))
+    assert [p.name for p in tmp_path.iterdir()] == ["root"]
+
+
+def test_a_cut_transfer_leaves_no_partial_file(tmp_path: Path) -> None:
+    packets = [stat_packet("f"), Packet(type=Packet.PACKET_DATA, ID=0, data=b"half")]
+    with pytest.raises(ExportError, match="ended before"):
+        list(Receiver(str(tmp_path)).run(iter(packets)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mirror_removes_what_was_not_sent_and_plain_does_not(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/x").touch()
+    packets = [stat_packet("new", DIR), Packet(type=Packet.PACKET_STAT), Packet(type=Packet.PACKET_FIN)]
+    list(Receiver(str(tmp_path)).run(iter(packets)))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "old"]
+    list(Receiver(str(tmp_path), mirror=True).run(iter(packets)))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["new"]
+
+
+def test_threads_end_with_the_stream(tmp_path: Path, serve) -> None:  # type: ignore[no-untyped-def]
+    source, dest = tmp_path / "src", tmp_path / "dest"
+    source.mkdir()
+    dest.mkdir()
+    (source / "f").write_text("x")
+    sync(serve(FileSync({"d": LocalDir(path=source)})), "d", dest)
+    names = [t.name for t in threading.enumerate()]
+    assert "filesync-requests" not in names or names.count("filesync-requests") <= 1
