@@ -6,11 +6,14 @@ from crossdock.engine.store.images import ImageStore, StoredImage
 from crossdock.engine.store.layers import LayerBlob, LayerInfo, LayerStore, NewLayer
 from crossdock.engine.store.layout import default_root
 from crossdock.engine.store.leases import Lease
+from crossdock.engine.store.mounts import CacheMounts, Sharing
 from crossdock.engine.store.records import CachedResult, RecordStore, RecordType
+from crossdock.engine.store.statcache import StatCache, StatTable
 from crossdock.engine.store.store import Store
 
 __all__ = [
     "BlobWriter",
+    "CacheMounts",
     "CachedResult",
     "ContentStore",
     "ImageStore",
@@ -22,6 +25,9 @@ __all__ = [
     "NewLayer",
     "RecordStore",
     "RecordType",
+    "Sharing",
+    "StatCache",
+    "StatTable",
     "Store",
     "StoredImage",
     "default_root",

@@ -149,6 +149,22 @@ class Database:
                 raise explain(exc, "write the store's metadata") from exc
             raise
 
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Let all reads of the block see one state; writers go on. Other threads of this process wait."""
+        with self._lock:
+            if self._depth:
+                yield
+                return
+            try:
+                self._connection.execute("BEGIN")
+            except sqlite3.Error as exc:
+                raise explain(exc, "read the store's metadata") from exc
+            try:
+                yield
+            finally:
+                self._connection.execute("COMMIT")
+
     def checkpoint(self) -> None:
         """Move the write-ahead log into the database, fsynced, as far as readers allow."""
         with self._lock, rim("write the store's metadata"):

@@ -15,17 +15,23 @@ from crossdock.engine.store.layers import LayerStore
 from crossdock.engine.store.layout import Layout
 from crossdock.engine.store.leases import BLOB, LAYER, RESULT, LeaseFiles
 from crossdock.engine.store.locks import RemovalLock
+from crossdock.engine.store.mounts import CacheMounts
 from crossdock.engine.store.records import RecordStore
 from crossdock.engine.store.recovery import recover_leases, recover_power_cut
 from crossdock.engine.store.removal import Trash
 from crossdock.engine.store.rim import rim
+from crossdock.engine.store.statcache import StatCache
 from crossdock.errors import StoreError, StoreFull
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from logging import Logger
 
+    from crossdock.cancel import CancelToken
+    from crossdock.engine.store.check import Problem
+    from crossdock.engine.store.gc import GCPolicy
     from crossdock.engine.store.leases import Lease
+    from crossdock.engine.store.usage import UsageRecord
 
 __all__ = ["Store"]
 
@@ -44,6 +50,8 @@ class Store:
         self.layers = LayerStore(layout, self.db, self.removal, self.trash)
         self.records = RecordStore(self.db, self.removal)
         self.images = ImageStore(self.db, self.content, self.removal)
+        self.mounts = CacheMounts(layout, self.db, self.trash)
+        self.stats = StatCache(layout)
         self._closing = threading.Event()
 
     @classmethod
@@ -95,6 +103,107 @@ class Store:
             if self.trash.pending():
                 # Many gigabytes may wait here after a killed prune; the build does not wait for them.
                 threading.Thread(target=self._empty_trash, name="store-trash", daemon=True).start()
+
+    # --- space ---
+
+    def disk_usage(self, filters: Sequence[str] = (), *, age_limit_s: float = 0.0) -> list[UsageRecord]:
+        """Return what the store holds, last used first; with ``age_limit_s`` only what is unused for longer.
+
+        ``filters`` are BuildKit's (see ``filters.py``). Raises: UsageError, StoreError.
+        """
+        from crossdock.engine.store.filters import parse_filters
+        from crossdock.engine.store.usage import collect
+
+        matches = parse_filters(filters)
+        newest = time.time_ns() - int(age_limit_s * 1e9)
+        return [
+            record
+            for record in collect(self)
+            if matches(record) and (not age_limit_s or record.last_used_ns <= newest)
+        ]
+
+    def total_size(self) -> int:
+        """Return the bytes the store uses as far as known; unfinished layers are not. Takes about a millisecond."""
+        from crossdock.engine.store.usage import total_size
+
+        return total_size(self)
+
+    def prune(
+        self,
+        policy: GCPolicy | None = None,
+        *,
+        sink: Callable[[UsageRecord], None] | None = None,
+        cancel: CancelToken | None = None,
+    ) -> int:
+        """Remove what the policy says (by default: all that no build uses); returns bytes freed.
+
+        ``sink`` gets each record as it is removed. What a running build of any process uses is never removed.
+        Raises: UsageError, StoreError; the token's cause.
+        """
+        from crossdock.engine.store.gc import Collector, GCPolicy
+
+        collector = Collector(self, sink, cancel)
+        collector.apply(policy or GCPolicy())
+        return collector.freed
+
+    def gc(
+        self,
+        policies: Sequence[GCPolicy],
+        *,
+        max_bytes: int = 0,
+        sink: Callable[[UsageRecord], None] | None = None,
+        cancel: CancelToken | None = None,
+    ) -> int:
+        """Apply policies in order, then the hard limit; returns bytes freed. Raises: as :meth:`prune`."""
+        from crossdock.engine.store.gc import Collector
+
+        collector = Collector(self, sink, cancel)
+        collector.orphans()
+        for policy in policies:
+            collector.apply(policy)
+        if max_bytes:
+            collector.enforce(max_bytes)
+        return collector.freed
+
+    def enforce(
+        self,
+        max_bytes: int,
+        *,
+        sink: Callable[[UsageRecord], None] | None = None,
+        cancel: CancelToken | None = None,
+    ) -> int:
+        """Bring the store within ``max_bytes``, removing the longest unused first whatever its age and type.
+
+        Cheap when nothing is to do: call it between steps. Returns by how many bytes the store is still above, when running builds
+        and local images alone need more: 0 means that the limit holds. Raises: StoreError; the token's cause.
+        """
+        if self.total_size() <= max_bytes:
+            return 0
+        from crossdock.engine.store.gc import Collector
+
+        return Collector(self, sink, cancel).enforce(max_bytes)
+
+    # --- care ---
+
+    def sync(self) -> None:
+        """Make everything stored so far survive a power cut: one ``syncfs``. Call it after builds, not during.
+
+        A process that dies loses nothing without it. Raises: StoreFull, StoreError.
+        """
+        from crossdock.engine.store.durability import sync
+
+        sync(self)
+
+    def check(
+        self, *, repair: bool, contents: bool = True, cancel: CancelToken | None = None
+    ) -> list[Problem]:
+        """Look for damage; with ``repair`` drop what is damaged, so that builds make or fetch it again.
+
+        Raises: StoreError; the token's cause.
+        """
+        from crossdock.engine.store.check import check
+
+        return check(self, repair=repair, contents=contents, cancel=cancel)
 
     def close(self) -> None:
         """Close; idempotent. Leases must have ended."""

@@ -1,0 +1,178 @@
+"""Stat cache: digests of local files that did not change since they were read.
+
+One file per context root, read and written whole: 100,000 entries load in some 30 ms. An entry is believed when inode, size,
+mtime and ctime are the same *and* the ctime was already old when the file was read: a file that is written twice within one
+tick of the file system's clock has the same times with other content, so young files are not recorded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import sys
+import time
+import zlib
+from array import array
+from typing import TYPE_CHECKING
+
+from crossdock.engine.store.ids import new_id
+from crossdock.engine.store.rim import rim
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from crossdock.engine.store.layout import Layout
+
+__all__ = ["StatCache", "StatTable"]
+
+_MAGIC = b"XDstat1" + (b"<" if sys.byteorder == "little" else b">")
+_HEADER = struct.Struct("=8sIIQ")  # magic, CRC-32 of the rest, entries, bytes of the joined paths
+_FIELDS = 4  # inode, size, mtime_ns, ctime_ns
+_DIGEST_BYTES = 32
+#: file systems stamp with the kernel's tick, 1 to 10 ms; twice that and then some
+_FINE_MARGIN_NS = 100_000_000
+#: a ctime of whole seconds: the file system keeps no more (FAT keeps two)
+_COARSE_MARGIN_NS = 2_500_000_000
+#: unseen entries are kept (another target may use them) up to this number, or as many as were seen
+_KEEP_UNSEEN = 1000
+
+
+class StatCache:
+    """The ``stat`` folder of a store."""
+
+    __slots__ = ("_folder",)
+
+    def __init__(self, layout: Layout) -> None:
+        self._folder = layout.stat
+
+    def load(self, context: str) -> StatTable:
+        """Return the table of a context root (any string that names it, e.g. its real path); empty when unknown or damaged."""
+        name = hashlib.sha256(context.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        return StatTable(self._folder / name)
+
+    def prune(self, unused_for_s: float) -> int:
+        """Delete tables not written for so long; returns bytes freed. Raises: StoreError."""
+        limit = time.time_ns() - int(unused_for_s * 1e9)
+        freed = 0
+        with rim("prune stat caches"):
+            for entry in os.scandir(self._folder):
+                info = entry.stat(follow_symlinks=False)
+                if info.st_mtime_ns <= limit:
+                    os.unlink(entry.path)
+                    freed += info.st_size
+        return freed
+
+    def size(self) -> int:
+        """Return the bytes of all tables."""
+        with rim("read stat caches"):
+            return sum(entry.stat(follow_symlinks=False).st_size for entry in os.scandir(self._folder))
+
+
+class StatTable:
+    """Digests by path for one context root. One user at a time, but threads may ``record`` concurrently."""
+
+    __slots__ = ("_digests", "_index", "_new", "_numbers", "_path", "_paths", "_seen")
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._new: dict[bytes, tuple[os.stat_result, bytes]] = {}
+        self._paths: list[bytes] = []
+        self._numbers: array[int] = array("Q")
+        self._digests = b""
+        self._read()
+        self._index = dict(zip(self._paths, range(len(self._paths)), strict=True))
+        self._seen = bytearray(len(self._paths))
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def get(self, path: str, info: os.stat_result) -> bytes | None:
+        """Return the 32-byte sha256 of a file's content when ``info`` (a fresh ``lstat``) shows it unchanged."""
+        position = self._index.get(path.encode("utf-8", "surrogateescape"))
+        if position is None:
+            return None
+        start = position * _FIELDS
+        if self._numbers[start : start + _FIELDS] != array("Q", _fields(info)):
+            return None
+        self._seen[position] = 1
+        return self._digests[position * _DIGEST_BYTES : (position + 1) * _DIGEST_BYTES]
+
+    def record(self, path: str, info: os.stat_result, digest: bytes, began_ns: int) -> None:
+        """Note a file's digest. ``info`` is an ``fstat`` taken after ``began_ns`` (``time.time_ns()``) that still holds after
+        the file was read. Files changed shortly before are not noted."""
+        if info.st_ctime_ns + margin_ns(info) < began_ns:
+            self._new[path.encode("utf-8", "surrogateescape")] = (info, digest)
+
+    def save(self) -> None:
+        """Write the table when something was recorded, atomically. Raises: StoreFull, StoreError."""
+        if not self._new:
+            return
+        paths, numbers, digests = self._merged()
+        joined = b"\0".join(paths)
+        body = joined + numbers.tobytes() + digests
+        header = _HEADER.pack(_MAGIC, zlib.crc32(body), len(paths), len(joined))
+        temporary = f"{self._path}.{new_id()}"
+        with rim("write a stat cache"):
+            try:
+                with open(temporary, "wb", buffering=0) as file:
+                    file.write(header)
+                    rest = memoryview(body)
+                    while rest:
+                        rest = rest[file.write(rest) :]
+                os.rename(temporary, self._path)
+            except BaseException:
+                if os.path.exists(temporary):
+                    os.unlink(temporary)
+                raise
+
+    def _merged(self) -> tuple[list[bytes], array[int], bytes]:
+        seen = sum(self._seen)
+        keep_all = len(self._paths) - seen <= max(seen + len(self._new), _KEEP_UNSEEN)
+        paths: list[bytes] = []
+        numbers: array[int] = array("Q")
+        digests = bytearray()
+        for position, path in enumerate(self._paths):
+            if path in self._new or not (keep_all or self._seen[position]):
+                continue
+            paths.append(path)
+            numbers += self._numbers[position * _FIELDS : (position + 1) * _FIELDS]
+            digests += self._digests[position * _DIGEST_BYTES : (position + 1) * _DIGEST_BYTES]
+        for path, (info, digest) in self._new.items():
+            paths.append(path)
+            numbers.extend(_fields(info))
+            digests += digest
+        return paths, numbers, bytes(digests)
+
+    def _read(self) -> None:
+        try:
+            data = self._path.read_bytes()
+        except OSError:
+            return  # absent, or unreadable: then files are read instead
+        if len(data) < _HEADER.size:
+            return
+        magic, crc, count, joined = _HEADER.unpack_from(data)
+        numbers_at = _HEADER.size + joined
+        digests_at = numbers_at + count * _FIELDS * 8
+        if magic != _MAGIC or len(data) != digests_at + count * _DIGEST_BYTES:
+            return
+        if zlib.crc32(memoryview(data)[_HEADER.size :]) != crc:
+            return
+        paths = data[_HEADER.size : numbers_at].split(b"\0") if count else []
+        if len(paths) == count:
+            self._paths = paths
+            self._numbers.frombytes(data[numbers_at:digests_at])
+            self._digests = data[digests_at:]
+
+
+def margin_ns(info: os.stat_result) -> int:
+    """Return how old a ctime must be for a later change to show."""
+    return _FINE_MARGIN_NS if info.st_ctime_ns % 1_000_000_000 else _COARSE_MARGIN_NS
+
+
+def _fields(info: os.stat_result) -> tuple[int, int, int, int]:
+    # mtime may lie before 1970; the bits are what is compared.
+    return (info.st_ino, info.st_size, info.st_mtime_ns & _MASK, info.st_ctime_ns & _MASK)
+
+
+_MASK = (1 << 64) - 1
