@@ -8,31 +8,35 @@ import socket
 import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import grpc
 import pytest
 
-grpc = pytest.importorskip("grpc")
-
-from crossdock.buildkit.proto import filesync_pb2_grpc, stat_pb2, wire_pb2  # noqa: E402
-from crossdock.buildkit.session.filesync import FileSync, LocalDir  # noqa: E402
-from crossdock.buildkit.session.receive import Receiver  # noqa: E402
-from crossdock.buildkit.session.tree import go_mode, posix_mode, walk_tree  # noqa: E402
-from crossdock.errors import ContextError, CrossdockError, ExportError  # noqa: E402
+from crossdock.buildkit.proto import filesync_pb2_grpc, stat_pb2, wire_pb2
+from crossdock.buildkit.session.filesync import FileSync, LocalDir
+from crossdock.buildkit.session.receive import Receiver
+from crossdock.buildkit.session.tree import go_mode, posix_mode, walk_tree
+from crossdock.errors import ContextError, CrossdockError, ExportError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+    from typing import TypeAlias
+
+    from crossdock.buildkit.session.server import Attachable
+
+    Serve: TypeAlias = Callable[[Attachable], grpc.Channel]
 
 Packet = wire_pb2.Packet
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator:
+def serve(tmp_path: Path) -> Iterator[Callable[[Attachable], grpc.Channel]]:
     """Serve attachables on a private socket; gives a function that returns a channel."""
     closing = []
 
-    def start(attachable) -> grpc.Channel:  # type: ignore[no-untyped-def]
+    def start(attachable: Attachable) -> grpc.Channel:
         pool = ThreadPoolExecutor(8)
         server = grpc.server(pool)
         attachable.register(server)
@@ -51,7 +55,7 @@ def serve(tmp_path: Path) -> Iterator:
 def sync(channel: grpc.Channel, name: str, dest: Path, metadata: list[tuple[str, str]] | None = None) -> None:
     """Receive one directory into ``dest``."""
     outgoing: queue.Queue[wire_pb2.Packet | None] = queue.Queue()
-    stub = filesync_pb2_grpc.FileSyncStub(channel)
+    stub: Any = filesync_pb2_grpc.FileSyncStub(channel)  # the generated stub has no types
     call = stub.DiffCopy(iter(outgoing.get, None), metadata=[("dir-name", name), *(metadata or [])])
     try:
         for packet in Receiver(str(dest)).run(call):
@@ -76,8 +80,8 @@ def make_tree(root: Path) -> None:
     os.utime(root / "a.txt", ns=(1_600_000_000_123_456_789, 1_600_000_000_123_456_789))
 
 
-def describe(root: Path) -> dict[str, tuple]:
-    out: dict[str, tuple] = {}
+def describe(root: Path) -> dict[str, tuple[object, ...]]:
+    out: dict[str, tuple[object, ...]] = {}
     for path in sorted(root.rglob("*")):
         info = path.lstat()
         body = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
@@ -86,7 +90,7 @@ def describe(root: Path) -> dict[str, tuple]:
     return out
 
 
-def test_a_tree_arrives_whole(tmp_path: Path, serve) -> None:  # type: ignore[no-untyped-def]
+def test_a_tree_arrives_whole(tmp_path: Path, serve: Serve) -> None:
     source, dest = tmp_path / "src", tmp_path / "dest"
     source.mkdir()
     dest.mkdir()
@@ -100,7 +104,7 @@ def test_a_tree_arrives_whole(tmp_path: Path, serve) -> None:  # type: ignore[no
     assert (dest / "hard").stat().st_ino == (dest / "a.txt").stat().st_ino
 
 
-def test_patterns_of_the_daemon_and_of_the_client_both_hold(tmp_path: Path, serve) -> None:  # type: ignore[no-untyped-def]
+def test_patterns_of_the_daemon_and_of_the_client_both_hold(tmp_path: Path, serve: Serve) -> None:
     source, dest = tmp_path / "src", tmp_path / "dest"
     source.mkdir()
     dest.mkdir()
@@ -116,7 +120,7 @@ def test_patterns_of_the_daemon_and_of_the_client_both_hold(tmp_path: Path, serv
     assert sorted(describe(dest)) == ["a", "a/b", "a/b/big", "link"]
 
 
-def test_escaped_patterns_are_read(tmp_path: Path, serve) -> None:  # type: ignore[no-untyped-def]
+def test_escaped_patterns_are_read(tmp_path: Path, serve: Serve) -> None:
     source, dest = tmp_path / "src", tmp_path / "dest"
     source.mkdir()
     dest.mkdir()
@@ -126,14 +130,14 @@ def test_escaped_patterns_are_read(tmp_path: Path, serve) -> None:  # type: igno
     assert list(describe(dest)) == ["ünï"]
 
 
-def test_an_unknown_directory_is_refused(tmp_path: Path, serve) -> None:  # type: ignore[no-untyped-def]
+def test_an_unknown_directory_is_refused(tmp_path: Path, serve: Serve) -> None:
     channel = serve(FileSync({}))
     with pytest.raises(grpc.RpcError) as caught:
         sync(channel, "etc", tmp_path)
-    assert caught.value.code() == grpc.StatusCode.NOT_FOUND  # type: ignore[attr-defined]
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
-def test_a_file_that_shrinks_while_sent_is_named(tmp_path: Path, serve) -> None:  # type: ignore[no-untyped-def]
+def test_a_file_that_shrinks_while_sent_is_named(tmp_path: Path, serve: Serve) -> None:
     source, dest = tmp_path / "src", tmp_path / "dest"
     source.mkdir()
     dest.mkdir()
@@ -236,7 +240,7 @@ def test_mirror_removes_what_was_not_sent_and_plain_does_not(tmp_path: Path) -> 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new"]
 
 
-def test_threads_end_with_the_stream(tmp_path: Path, serve) -> None:  # type: ignore[no-untyped-def]
+def test_threads_end_with_the_stream(tmp_path: Path, serve: Serve) -> None:
     source, dest = tmp_path / "src", tmp_path / "dest"
     source.mkdir()
     dest.mkdir()

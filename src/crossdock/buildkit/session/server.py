@@ -38,8 +38,10 @@ _MESSAGE = 32 * 1024
 class Attachable(Protocol):
     """A service offered on a session."""
 
-    #: full method names, ``/package.Service/Method``
-    methods: tuple[str, ...]
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Full method names, ``/package.Service/Method``."""
+        ...
 
     def register(self, server: grpc.Server, /) -> None:
         """Add the service's handlers to the server."""
