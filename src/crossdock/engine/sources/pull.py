@@ -1,0 +1,274 @@
+"""Pulling: blobs from registries into the content store, layers from blobs into directories.
+
+A layer is fetched, verified, kept and unpacked in one pass over its bytes; several layers at once.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+from crossdock.cancel import CancelToken
+from crossdock.engine.sources.transfer import Transfer
+from crossdock.engine.store.locks import OncePerKey
+from crossdock.errors import CrossdockError, DigestMismatch, LayerError, RegistryError, StoreError
+from crossdock.image.reference import parse_reference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from crossdock.engine.store import BlobWriter, LayerId, Lease, Store
+    from crossdock.engine.store.layers import LayerBlob
+    from crossdock.image.descriptor import Descriptor
+    from crossdock.image.digest import DiffId
+    from crossdock.layers.extract import UnpackOptions
+    from crossdock.progress.events import EventSink
+    from crossdock.registry import RegistryClient
+    from crossdock.registry.download import BlobReader
+
+__all__ = ["LayerPuller", "PullContext"]
+
+_AT_ONCE = 4
+_BLOCK = 256 * 1024
+_SHOWN_SKIPPED = 5
+
+
+class PullContext(NamedTuple):
+    """On whose behalf something is pulled: lease, progress, cancellation."""
+
+    lease: Lease
+    sink: EventSink
+    #: digest of the vertex that statuses belong to
+    vertex: str
+    cancel: CancelToken
+
+
+class LayerPuller:
+    """Gives remote layers their directories, and blobs their bytes. Safe from any thread."""
+
+    def __init__(
+        self, store: Store, registry: RegistryClient, *, unpack_options: UnpackOptions | None = None
+    ) -> None:
+        """``unpack_options``: the sandbox knows which ids files can be given."""
+        self._store = store
+        self._registry = registry
+        self._unpack_options = unpack_options
+        self._once = OncePerKey()
+
+    def directories(self, layers: Sequence[LayerId], context: PullContext) -> tuple[Path, ...]:
+        """Return the layers' directories, fetching and unpacking those that have none; all in parallel.
+
+        The first failure ends the others. The caller holds the layers in the lease.
+        Raises: NotFoundError, AuthError, RegistryError; DigestMismatch; LayerError for a hostile archive;
+        StoreError, StoreFull; the token's cause.
+        """
+        missing = [x for x in dict.fromkeys(layers) if self._store.layers.directory(x) is None]
+        if missing:
+            _all_at_once([self._filler(layer_id) for layer_id in missing], context)
+        return tuple(self._directory(layer_id, context) for layer_id in layers)
+
+    def blobs(self, wanted: Sequence[tuple[Descriptor, Sequence[str]]], context: PullContext) -> None:
+        """Have blobs in the content store; each comes with the repositories (``host/path``) that have it.
+
+        Raises: as :meth:`directories`; StoreError when a blob is nowhere.
+        """
+        content = self._store.content
+        missing = [(blob, places) for blob, places in wanted if not content.has(blob.digest, context.lease)]
+        if missing:
+            _all_at_once([self._fetcher(blob, places) for blob, places in missing], context)
+
+    def _filler(self, layer_id: LayerId) -> Callable[[PullContext], None]:
+        def run(context: PullContext) -> None:
+            self._directory(layer_id, context)
+
+        return run
+
+    def _fetcher(self, blob: Descriptor, repositories: Sequence[str]) -> Callable[[PullContext], None]:
+        def run(context: PullContext) -> None:
+            with self._once.holding(blob.digest, context.cancel):
+                if not self._store.content.has(blob.digest, context.lease):
+                    self._fetch(blob, repositories, context)
+
+        return run
+
+    def _fetch(self, blob: Descriptor, repositories: Sequence[str], context: PullContext) -> None:
+        with (
+            self._download(blob, repositories, context) as reader,
+            self._store.content.writer(context.lease, hashing=False) as writer,
+            Transfer(context.sink, context.vertex, blob.digest, total=blob.size) as transfer,
+        ):
+            _Tee(reader, writer, transfer).drain()
+            writer.commit(blob)
+
+    def _directory(self, layer_id: LayerId, context: PullContext) -> Path:
+        ready = self._store.layers.directory(layer_id)
+        if ready is not None:
+            return ready
+        blobs = self._store.layers.blobs(layer_id)
+        local = [b for b in blobs if self._store.content.has(b.descriptor.digest, context.lease)]
+        for blob in local:
+            try:
+                return self._fill(layer_id, self._unpack_stored, blob, context)
+            except (DigestMismatch, StoreError, LayerError) as exc:
+                damaged = isinstance(exc, DigestMismatch) or not self._store.content.has(
+                    blob.descriptor.digest
+                )
+                if not damaged or not any(b.repositories for b in blobs):
+                    raise
+                self._store.content.forget(blob.descriptor.digest)  # damaged here: fetch it again
+        best = _best(layer_id, blobs)
+        return self._fill(layer_id, self._unpack_remote, best, context)
+
+    def _fill(
+        self,
+        layer_id: LayerId,
+        unpack: Callable[[LayerBlob, Path, PullContext], DiffId],
+        blob: LayerBlob,
+        context: PullContext,
+    ) -> Path:
+        return self._store.layers.materialise(
+            layer_id, lambda dest: unpack(blob, dest, context), context.cancel
+        )
+
+    def _unpack_stored(self, layer: LayerBlob, dest: Path, context: PullContext) -> DiffId:
+        blob = layer.descriptor
+        with (
+            self._store.content.open(blob.digest) as stream,
+            Transfer(context.sink, context.vertex, f"extracting {blob.digest}"),
+        ):
+            try:
+                diff_id = self._unpack(stream, blob, dest, context)
+            except LayerError:
+                _read_to_end(stream)  # damaged in the store? then that is the error to report
+                raise
+            _read_to_end(stream)
+            return diff_id
+
+    def _unpack_remote(self, layer: LayerBlob, dest: Path, context: PullContext) -> DiffId:
+        blob = layer.descriptor
+        with (
+            self._download(blob, layer.repositories, context) as reader,
+            self._store.content.writer(context.lease, hashing=False) as writer,
+            Transfer(context.sink, context.vertex, f"extracting {blob.digest}"),
+            Transfer(context.sink, context.vertex, blob.digest, total=blob.size) as transfer,
+        ):
+            tee = _Tee(reader, writer, transfer)
+            try:
+                diff_id = self._unpack(tee, blob, dest, context)
+            except LayerError:
+                tee.drain()  # damaged on its way? then that is the error to report
+                raise
+            tee.drain()
+            writer.commit(blob)
+        return diff_id
+
+    def _unpack(self, stream: _Tee | BinaryIO, blob: Descriptor, dest: Path, context: PullContext) -> DiffId:
+        from crossdock.layers.unpack import UnpackOptions, unpack_layer
+
+        options = self._unpack_options or UnpackOptions()
+        result = unpack_layer(stream, dest, options=options, cancel=context.cancel)
+        if result.skipped:
+            self._warn(blob, result.skipped, context)
+        return result.diff_id
+
+    @staticmethod
+    def _warn(blob: Descriptor, skipped: tuple[str, ...], context: PullContext) -> None:
+        from crossdock.progress.events import VertexWarning
+
+        more = len(skipped) - _SHOWN_SKIPPED
+        detail = (*skipped[:_SHOWN_SKIPPED], *([f"and {more} more"] if more > 0 else ()))
+        short = f"{len(skipped)} entries of layer {blob.digest} cannot be made here and were left out"
+        context.sink.emit(VertexWarning(vertex=context.vertex, level=1, short=short, detail=detail))
+
+    @contextmanager
+    def _download(
+        self, blob: Descriptor, repositories: Sequence[str], context: PullContext
+    ) -> Iterator[BlobReader]:
+        """Open a blob at the first repository that gives it."""
+        registry = self._registry.scoped(cancel=context.cancel)
+        failure: RegistryError | None = None
+        for repository in repositories:
+            try:
+                reader = registry.open_blob(parse_reference(repository), blob)
+            except RegistryError as exc:
+                failure = failure or exc
+                continue
+            with reader:
+                yield reader
+            return
+        if failure is not None:
+            raise failure
+        summary = f"blob {blob.digest} is not in the store, and no registry is known to have it"
+        raise StoreError(summary, hint="build with `--no-cache`, or `crossdock store check --repair`")
+
+
+class _Tee:
+    """Reads a download and keeps what was read; for one thread at a time."""
+
+    __slots__ = ("_position", "_reader", "_transfer", "_writer")
+
+    def __init__(self, reader: BlobReader, writer: BlobWriter, transfer: Transfer) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._transfer = transfer
+        self._position = 0
+
+    def read(self, size: int, /) -> bytes:
+        """Read up to ``size`` bytes."""
+        data = self._reader.read(size)
+        self._writer.write(data)
+        self._position += len(data)
+        self._transfer.at(self._position)
+        return data
+
+    def drain(self) -> None:
+        """Read to the end, which verifies the digest."""
+        while self.read(_BLOCK):
+            pass
+
+
+def _read_to_end(stream: BinaryIO) -> None:
+    """Read what follows an archive: it counts for the digest, which is checked at the end."""
+    while stream.read(_BLOCK):
+        pass
+
+
+def _best(layer_id: LayerId, blobs: Sequence[LayerBlob]) -> LayerBlob:
+    """Choose what to fetch: zstd unpacks fastest, small is quick to fetch."""
+    remote = [blob for blob in blobs if blob.repositories]
+    if not remote:
+        summary = f"layer {layer_id} has no directory, and no registry is known to have it"
+        raise StoreError(summary, hint="build with `--no-cache`, or `crossdock store check --repair`")
+    return min(remote, key=lambda blob: (blob.compression != "zstd", blob.descriptor.size))
+
+
+def _all_at_once(tasks: Sequence[Callable[[PullContext], None]], context: PullContext) -> None:
+    """Run tasks in threads; the first failure cancels the others and is raised."""
+    if len(tasks) == 1:
+        tasks[0](context)
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    token = CancelToken(context.cancel)
+    inner = context._replace(cancel=token)
+    first: list[BaseException] = []
+
+    def run(task: Callable[[PullContext], None]) -> None:
+        if token.cancelled:
+            return
+        try:
+            task(inner)
+        except BaseException as exc:  # noqa: BLE001  top of a worker thread: raised by the waiting one
+            first.append(exc)
+            token.cancel(exc if isinstance(exc, CrossdockError) else None)
+
+    try:
+        with ThreadPoolExecutor(min(_AT_ONCE, len(tasks)), thread_name_prefix="pull") as pool:
+            for task in tasks:
+                pool.submit(run, task)
+    finally:
+        token.close()
+    if first:
+        raise first[0]
+    context.cancel.check()
