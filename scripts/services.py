@@ -46,12 +46,19 @@ ENGINES: Mapping[str, tuple[str, Sequence[str]]] = {
 }
 
 
+#: words before a daemon's own: its mounts and processes end with it
+NAMESPACES = (
+    *("unshare", "--mount", "--propagation", "private"),
+    *("--pid", "--fork", "--kill-child", "--mount-proc"),
+)
+
+
 class ServiceError(Exception):
     """A service could not be started; the text ends with what it said."""
 
 
-class _Process:
-    """A child with its output in a file, ended by its own id."""
+class Process:
+    """A child with its output in a file; it dies with its parent and is ended by its own id."""
 
     def __init__(self, argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> None:
         self.log = log
@@ -65,9 +72,18 @@ class _Process:
 
     @property
     def pid(self) -> int:
-        return self._child.pid
+        """The program itself, also where it runs behind :data:`NAMESPACES`."""
+        if not self._wrapped:
+            return self._child.pid
+        # unshare(1) passes no signals on: its one child is the program, and it exits with it
+        children = Path(f"/proc/{self._child.pid}/task/{self._child.pid}/children").read_text().split()
+        return int(children[0]) if children else self._child.pid
 
     def wait_until(self, ready: Callable[[], bool], *, what: str) -> None:
+        """Wait for ``ready()``.
+
+        Raises: ServiceError when the program ends first or takes too long.
+        """
         deadline = time.monotonic() + START_TIMEOUT_S
         while not ready():
             if self._child.poll() is not None or time.monotonic() > deadline:
@@ -78,6 +94,7 @@ class _Process:
             time.sleep(0.02)
 
     def stop(self) -> None:
+        """End it: politely, then by force; idempotent."""
         if self._child.poll() is None:
             self._terminate()
             try:
@@ -87,10 +104,8 @@ class _Process:
         self._child.wait()
 
     def _terminate(self) -> None:
-        # unshare(1) passes no signals on: its one child is the program, and it exits with it
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         with contextlib.suppress(ProcessLookupError):
-            os.kill(int(children[0]) if self._wrapped and children else self.pid, signal.SIGTERM)
+            os.kill(self.pid, signal.SIGTERM)
 
 
 def _remove_cgroups(name: str) -> None:
@@ -174,7 +189,7 @@ class Registry(_Service):
         self.log = self.folder / "log"
         config = self.folder / "config.json"  # JSON is YAML
         config.write_text(json.dumps(self._config()))
-        process = _Process([str(binary), "serve", str(config)], log=self.log, env={"HOME": str(self.folder)})
+        process = Process([str(binary), "serve", str(config)], log=self.log, env={"HOME": str(self.folder)})
         stack.callback(process.stop)
         process.wait_until(self._ready, what="docker-registry")
 
@@ -298,6 +313,8 @@ class DockerEngine(_Service):
         self.version = version
         self._containerd_store = containerd_store
         self._insecure = insecure
+        #: process id of dockerd
+        self.pid = 0
         #: value for DOCKER_HOST
         self.address = ""
         self.socket = Path()
@@ -333,18 +350,9 @@ class DockerEngine(_Service):
             "LD_LIBRARY_PATH": ":".join(sorted(libraries)),
             "HOME": str(self.folder),
         }
-        process = _Process(
+        process = Process(
             [
-                *(
-                    "unshare",
-                    "--mount",
-                    "--propagation",
-                    "private",
-                    "--pid",
-                    "--fork",
-                    "--kill-child",
-                    "--mount-proc",
-                ),
+                *NAMESPACES,
                 str(programs / "usr/sbin/dockerd"),
                 *("--config-file", str(self.folder / "daemon.json")),
                 *("--data-root", str(self.folder / "data"), "--exec-root", str(self.folder / "exec")),
@@ -358,6 +366,7 @@ class DockerEngine(_Service):
         stack.callback(_remove_cgroups, self.folder.name)
         stack.callback(process.stop)
         process.wait_until(self._ready, what=f"dockerd {self.version}")
+        self.pid = process.pid
 
     def request(
         self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None

@@ -22,7 +22,6 @@ import privateapt
 import pytest
 import services
 
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
