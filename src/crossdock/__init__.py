@@ -5,9 +5,9 @@ The public names are loaded on first use, so ``import crossdock`` costs nothing.
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # `typing` costs 8 ms, more than the rest of a plugin handshake
-
 from crossdock._version import __version__
+
+TYPE_CHECKING = False  # `typing` costs 8 ms, more than the rest of a plugin handshake
 
 if TYPE_CHECKING:
     from crossdock.api import Builder, build, list_builders

@@ -119,13 +119,13 @@ def endpoint_of(context: str) -> DockerEndpoint:
         summary = f"docker context {context!r} does not exist"
         raise BuilderError(summary, hint="`docker context ls` lists them")
     docker = (meta.get("Endpoints") or {}).get("docker") or {}
-    host = docker.get("Host")
-    if not host:
+    endpoint_host = docker.get("Host")
+    if not endpoint_host:
         summary = f"docker context {context!r} has no docker endpoint"
         raise BuilderError(summary)
     tls_dir = os.path.join(config_dir(), "contexts", "tls", digest, "docker")
     verify = not docker.get("SkipTLSVerify")
-    return DockerEndpoint(context, str(host), tls_dir if os.path.isdir(tls_dir) else "", verify)
+    return DockerEndpoint(context, str(endpoint_host), tls_dir if os.path.isdir(tls_dir) else "", verify)
 
 
 def current_endpoint_key() -> str:

@@ -56,7 +56,9 @@ class BuilderStore:
         """
 
         def refuse(exc: BaseException) -> BuilderError:
-            return BuilderError(f"cannot use the builder store: {exc}", hint="set BUILDX_CONFIG to another directory")
+            return BuilderError(
+                f"cannot use the builder store: {exc}", hint="set BUILDX_CONFIG to another directory"
+            )
 
         with translate({OSError: refuse}):
             for name in ("instances", "defaults", "activity"):
@@ -171,11 +173,11 @@ class Transaction:
     def current(self, key: str) -> NodeGroup | None:
         """Return the chosen builder of an endpoint; ``None`` when none was chosen or it is gone."""
         chosen = self._chosen()
-        if chosen.get("Name"):
-            if chosen.get("Global") or chosen.get("Key") == key:
-                group = self.get(str(chosen["Name"]))
-                if group is not None or chosen.get("Key") == key:
-                    return group
+        mine = chosen.get("Key") == key
+        if chosen.get("Name") and (chosen.get("Global") or mine):
+            group = self.get(str(chosen["Name"]))
+            if group is not None or mine:
+                return group
         default = _read(os.path.join(self._root, "defaults", _key_hash(key)))
         if default is None:
             return None

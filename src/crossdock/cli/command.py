@@ -210,9 +210,7 @@ def _persistent_flags(*, builder: bool) -> list[click.Parameter]:
     ]
     if builder:
         text = "Override the configured builder instance"
-        flags.append(
-            Flag("--builder", kind="string", expose_value=False, help=text, callback=_set_builder)
-        )
+        flags.append(Flag("--builder", kind="string", expose_value=False, help=text, callback=_set_builder))
     return flags
 
 
@@ -269,11 +267,11 @@ class Group(click.Group):
         """Read the flags before the sub-command."""
         return super().parse_args(ctx, go_style(args, self.get_params(ctx), interspersed=False))
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Names of all sub-commands, hidden ones too."""
         return sorted(self.table)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         """Import a sub-command."""
         sub = self.table.get(self._by_alias.get(cmd_name, cmd_name))
         if sub is None or (sub.experimental and not experimental()):
@@ -304,7 +302,9 @@ class Group(click.Group):
         formatter.write(f"Usage:  {ctx.command_path} [OPTIONS] COMMAND\n\n{self.help}\n")
         flags = [p.line() for p in self.get_params(ctx) if isinstance(p, Flag) and not p.hidden]
         formatter.write("\nOptions:\n" + format_flags(flags))
-        visible = {n: s for n, s in self.table.items() if not s.hidden and (not s.experimental or experimental())}
+        visible = {
+            n: s for n, s in self.table.items() if not s.hidden and (not s.experimental or experimental())
+        }
         width = max(map(len, visible), default=0) + 2
         for title, wanted in (("Management Commands", True), ("Commands", False)):
             rows = [f"  {n:<{width}}{s.short}\n" for n, s in sorted(visible.items()) if s.group is wanted]

@@ -65,6 +65,4 @@ def format_usage_error(path: str, usage: str, low: int, high: int | None) -> Usa
     else:
         wants = f"requires at least {low} and at most {high} arguments"
     summary = f"'{path}' {wants}"
-    return UsageError(
-        summary, detail=f"Usage:  {usage}", hint=f"run '{path} --help' for more information"
-    )
+    return UsageError(summary, detail=f"Usage:  {usage}", hint=f"run '{path} --help' for more information")

@@ -24,7 +24,7 @@ _EXIT_SIGPIPE = 141
 
 def run(args: Sequence[str], *, program: str) -> int:
     """Run as a stand-alone command."""
-    name = os.path.basename(program)  # noqa: PTH119 - pathlib costs 8 ms here
+    name = os.path.basename(program)
     if name in ("__main__.py", ""):
         name = "crossdock"
     return _run(list(args), Globals(program=name, plugin=False))
@@ -80,9 +80,11 @@ def _usage_error(exc: click.ClickException) -> CrossdockError:
     hint = f"run '{ctx.command_path} --help' for more information" if ctx is not None else None
     if isinstance(exc, click.NoSuchOption):
         name = exc.option_name
-        summary = f"unknown flag: {name}" if name.startswith("--") else f"unknown shorthand flag: {name[1:]!r}"
+        summary = (
+            f"unknown flag: {name}" if name.startswith("--") else f"unknown shorthand flag: {name[1:]!r}"
+        )
         if exc.possibilities:
-            hint = f"did you mean {sorted(exc.possibilities)[0]}?"
+            hint = f"did you mean {min(exc.possibilities)}?"
         return UsageError(summary, hint=hint)
     if isinstance(exc, click.BadOptionUsage) and "requires an argument" in exc.message:
         return UsageError(f"flag needs an argument: {exc.option_name}", hint=hint)

@@ -24,7 +24,7 @@ def _revision() -> str:
     """Return the commit this was built from when it is known, else ``release``."""
     import os
 
-    marker = os.path.join(os.path.dirname(__file__), "..", "_revision")  # noqa: PTH118, PTH120
+    marker = os.path.join(os.path.dirname(__file__), "..", "_revision")
     try:
         with open(marker, encoding="ascii") as file:
             return file.read().strip() or "release"

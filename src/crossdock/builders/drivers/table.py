@@ -32,10 +32,12 @@ DRIVERS: dict[str, DriverSpec] = {
     "embedded": DriverSpec(
         "crossdock.builders.drivers.embedded:make", multi_node=False, takes_daemon_config=False
     ),
-    "docker": DriverSpec("", multi_node=False, creatable=False, takes_daemon_config=False),
+    "docker": DriverSpec(
+        "crossdock.builders.drivers.docker:make", multi_node=False, creatable=False, takes_daemon_config=False
+    ),
     "docker-container": DriverSpec(""),
     "kubernetes": DriverSpec(""),
-    "remote": DriverSpec("", takes_daemon_config=False),
+    "remote": DriverSpec("crossdock.builders.drivers.remote:make", takes_daemon_config=False),
 }
 
 
@@ -58,7 +60,9 @@ def make_driver(group: NodeGroup, node: Node) -> Driver:
     """
     spec = driver_spec(group.driver)
     if not spec.target:
-        summary = f"builder {group.name!r} uses the driver {group.driver!r}, which this version cannot use yet"
+        summary = (
+            f"builder {group.name!r} uses the driver {group.driver!r}, which this version cannot use yet"
+        )
         raise NotSupported(summary, hint="use the builder `embedded`: --builder embedded")
     from importlib import import_module
 

@@ -1,0 +1,97 @@
+"""Which node builds what: every platform of a request goes to a node that offers it.
+
+Spec: docker/buildx ``build/driver.go`` (node selection).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from crossdock.errors import NotSupported, PlatformNotOffered
+from crossdock.image.platform import local_platform, match_order
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from crossdock.builders.drivers.base import Driver
+    from crossdock.builders.model import Node, NodeGroup
+    from crossdock.builders.request import BuildRequest
+    from crossdock.builders.result import BuildResult
+    from crossdock.cancel import CancelToken
+    from crossdock.image.platform import Platform
+    from crossdock.progress.events import EventSink
+
+__all__ = ["check_fixed", "run_build"]
+
+
+def run_build(
+    group: NodeGroup,
+    nodes: Sequence[tuple[Node, Driver]],
+    request: BuildRequest,
+    sink: EventSink,
+    cancel: CancelToken,
+) -> BuildResult:
+    """Route a request and run it.
+
+    Raises: PlatformNotOffered; NotSupported when platforms are spread over several nodes; what the driver raises.
+    """
+    request = _with_default_platform(group, request)
+    if len(nodes) == 1:
+        node, driver = nodes[0]
+        check_fixed(group, node, request.platforms)
+        return driver.build(request, sink, cancel)
+    wanted = request.platforms or (local_platform(),)
+    chosen = {id(d): d for d in (_node_for(group, nodes, p, cancel) for p in wanted)}
+    if len(chosen) > 1:
+        summary = "the platforms are offered by different nodes, and merging their results is not supported"
+        raise NotSupported(summary, hint="build them one by one, or on a node that offers them all")
+    return next(iter(chosen.values())).build(request, sink, cancel)
+
+
+def _with_default_platform(group: NodeGroup, request: BuildRequest) -> BuildRequest:
+    """Without ``--platform``, a builder with fixed platforms that lack this machine's builds its first one."""
+    if request.platforms or len(group.nodes) != 1 or not group.nodes[0].platforms:
+        return request
+    here = local_platform()
+    fixed = group.nodes[0].platforms
+    if any(_offers(p, here) for p in fixed):
+        return request
+    from dataclasses import replace
+
+    return replace(request, platforms=fixed[:1])
+
+
+def _offers(offered: Platform, wanted: Platform) -> bool:
+    return wanted.normalised() in match_order(offered) or offered.normalised() == wanted.normalised()
+
+
+def check_fixed(group: NodeGroup, node: Node, platforms: Sequence[Platform]) -> None:
+    """Refuse platforms outside those that the user fixed for a node.
+
+    Raises: PlatformNotOffered naming them and how to get them.
+    """
+    if not node.platforms:
+        return
+    missing = [p for p in platforms if not any(_offers(o, p) for o in node.platforms)]
+    if missing:
+        offered = ", ".join(map(str, node.platforms))
+        summary = f"builder {group.name!r} does not offer {', '.join(map(str, missing))}: it was created for {offered}"
+        wanted = ",".join(map(str, [*node.platforms, *missing]))
+        raise PlatformNotOffered(
+            summary,
+            hint=f"use `create --name {group.name} --node {node.name} --platform {wanted}`, or another builder",
+        )
+
+
+def _node_for(
+    group: NodeGroup, nodes: Sequence[tuple[Node, Driver]], platform: Platform, cancel: CancelToken
+) -> Driver:
+    """Prefer a node that was given the platform, then one that offers it."""
+    for node, driver in nodes:
+        if any(_offers(p, platform) for p in node.platforms):
+            return driver
+    for _, driver in nodes:
+        if any(_offers(p, platform) for p in driver.info(cancel).platforms):
+            return driver
+    summary = f"no node of builder {group.name!r} offers {platform}"
+    raise PlatformNotOffered(summary, hint=f"`inspect {group.name} --bootstrap` lists what its nodes offer")

@@ -1,0 +1,223 @@
+"""From the flags of ``build`` to a request, and the files and warnings after it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from crossdock.errors import ExportError, NotSupported, UsageError, translate
+
+if TYPE_CHECKING:
+    from crossdock.builders.request import BuildRequest
+    from crossdock.builders.result import BuildResult
+
+__all__ = ["display_mode", "print_warnings", "request_of", "warn_ignored", "write_files"]
+
+_LEGACY_RESOURCES = (
+    "memory",
+    "memory_swap",
+    "cpu_shares",
+    "cpu_period",
+    "cpu_quota",
+    "cpuset_cpus",
+    "cpuset_mems",
+)
+_RESOURCES = frozenset(name.replace("_", "-") for name in _LEGACY_RESOURCES)
+_MAGIC = (b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
+_MAX_DOCKERFILE_BYTES = 2 << 20
+
+
+def display_mode(flags: dict[str, Any]) -> str:
+    """Settle on the progress mode.
+
+    Raises: UsageError.
+    """
+    from crossdock.progress.display import choose_mode
+
+    return choose_mode(flags["progress"], quiet=flags["quiet"])
+
+
+def warn_ignored(flags: dict[str, Any]) -> None:
+    """Tell about legacy flags that have no effect, as buildx does."""
+    texts = {
+        "isolation": "isolation flag is deprecated with BuildKit.",
+        "security_opt": 'security-opt flag is deprecated. "RUN --security=insecure" should be used with BuildKit.',
+        "squash": "experimental flag squash is removed with BuildKit. You should squash inside build using a "
+        "multi-stage Dockerfile for efficiency.",
+    }
+    for name, text in texts.items():
+        if flags[name]:
+            sys.stderr.write(f"WARNING: {text}\n")
+
+
+def request_of(context: str, flags: dict[str, Any]) -> BuildRequest:
+    """Make the request; reads standard input when ``-`` says so.
+
+    Raises: UsageError, NotSupported.
+    """
+    from crossdock.api import make_request
+    from crossdock.builders import parse
+
+    if flags["policy"]:
+        summary = "--policy is not supported: this version evaluates no policies"
+        raise NotSupported(summary)
+    if flags["iidfile"] and any(parse.parse_output(o).type in ("local", "tar") for o in flags["output"]):
+        summary = "local and tar exporters are incompatible with image ID file"
+        raise UsageError(summary)
+    context, dockerfile = _inputs(context, flags["file"])
+    return make_request(
+        context,
+        dockerfile=dockerfile,
+        tags=flags["tag"],
+        platforms=flags["platform"] or _default_platforms(),
+        push=flags["push"],
+        load=flags["load"],
+        outputs=flags["output"],
+        cache_from=flags["cache_from"],
+        cache_to=flags["cache_to"],
+        attests=parse.parse_attests(
+            flags["attest"], provenance=flags["provenance"] or "", sbom=flags["sbom"] or ""
+        ),
+        build_args=parse.parse_build_args(flags["build_arg"], os.environ),
+        labels=parse.parse_labels(flags["label"]),
+        target=flags["target"] or "",
+        named_contexts=parse.parse_contexts(flags["build_context"]),
+        no_cache=flags["no_cache"],
+        no_cache_filter=_no_cache_filter(flags),
+        pull=flags["pull"],
+        network=_network(flags["network"]),
+        add_hosts=_commas(flags["add_host"]),
+        shm_size=flags["shm_size"],
+        ulimits=flags["ulimit"],
+        cgroup_parent=flags["cgroup_parent"] or "",
+        allow=_commas(flags["allow"]),
+        secrets=tuple(parse.parse_secret(s) for s in flags["secret"]),
+        ssh=flags["ssh"],
+        annotations=flags["annotation"],
+        resources=_resources(flags),
+        call=_call(flags),
+    )
+
+
+def _inputs(context: str, file: str | None) -> tuple[str, str | bytes | None]:
+    """Sort out what comes from standard input."""
+    if context == "-" and file == "-":
+        summary = "invalid argument: can't use stdin for both build context and dockerfile"
+        raise UsageError(summary)
+    if file == "-":
+        return context, _read_stdin()
+    if context != "-":
+        return context, file
+    data = _read_stdin()
+    if data.startswith(_MAGIC) or data[257:262] == b"ustar":
+        summary = "a context archive on standard input is not supported yet"
+        raise NotSupported(summary, hint="unpack it into a directory and build that")
+    if file:
+        summary = "--file cannot be combined with a Dockerfile on standard input"
+        raise UsageError(summary)
+    return "", data
+
+
+def _read_stdin() -> bytes:
+    data = sys.stdin.buffer.read(_MAX_DOCKERFILE_BYTES + 1)
+    if not data:
+        summary = "standard input is empty"
+        raise UsageError(summary, hint="pipe a Dockerfile into the command")
+    return data
+
+
+def _default_platforms() -> list[str]:
+    value = os.environ.get("DOCKER_DEFAULT_PLATFORM")
+    return [value] if value else []
+
+
+def _no_cache_filter(flags: dict[str, Any]) -> tuple[str, ...]:
+    stages = _commas(flags["no_cache_filter"])
+    if stages and flags["no_cache"]:
+        summary = "cannot specify both --no-cache and --no-cache-filter"
+        raise UsageError(summary)
+    return stages
+
+
+def _commas(values: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(item.strip() for value in values for item in value.split(",") if item.strip())
+
+
+def _network(mode: str) -> str:
+    if mode not in ("", "default", "host", "none"):
+        summary = f"network mode {mode!r} not supported"
+        raise UsageError(summary, hint="modes: default, host, none")
+    return mode or "default"
+
+
+def _resources(flags: dict[str, Any]) -> dict[str, str]:
+    found = {n.replace("_", "-"): str(flags[n]) for n in _LEGACY_RESOURCES if flags[n] is not None}
+    for item in flags["resource"]:
+        key, equals, value = item.partition("=")
+        if not equals or key not in _RESOURCES:
+            summary = f"invalid resource {item!r}"
+            raise UsageError(summary, hint=f"resources: {', '.join(sorted(_RESOURCES))}")
+        found[key] = value
+    return found
+
+
+def _call(flags: dict[str, Any]) -> str:
+    value = flags["print_"] or ("check" if flags["check"] else flags["call"]) or "build"
+    method = value.partition(",")[0]
+    return "lint" + value[len(method) :] if method == "check" else value
+
+
+def write_files(result: BuildResult, flags: dict[str, Any]) -> None:
+    """Write ``--iidfile`` and ``--metadata-file``, each at once or not at all.
+
+    Raises: ExportError.
+    """
+    if flags["iidfile"]:
+        _write(flags["iidfile"], result.image_id)
+    if flags["metadata_file"]:
+        metadata = {k: v for k, v in result.metadata.items() if not k.startswith("result.")}
+        if os.environ.get("BUILDX_METADATA_WARNINGS", "").lower() in ("1", "true") and result.warnings:
+            from crossdock.progress.rawjson import event_to_json
+
+            metadata["buildx.build.warnings"] = [event_to_json(w)[1] for w in result.warnings]
+        _write(flags["metadata_file"], json.dumps(metadata, indent=2, sort_keys=True, ensure_ascii=False))
+
+
+def _write(path: str, text: str) -> None:
+    def refuse(exc: BaseException) -> ExportError:
+        return ExportError(f"cannot write {path}: {exc}")
+
+    temporary = f"{path}.{os.getpid()}.tmp"
+    with translate({OSError: refuse}):
+        try:
+            with open(temporary, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(temporary, path)
+        except BaseException:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
+            raise
+
+
+def print_warnings(result: BuildResult, *, debug: bool) -> None:
+    """Summarise warnings after the build, all details with ``debug``.
+
+    Spec: docker/buildx ``commands/build.go`` (printWarnings).
+    """
+    warnings = result.warnings
+    if not warnings:
+        return
+    out = [f"\n {len(warnings)} warning{'s' if len(warnings) > 1 else ''} found"]
+    out[0] += ":" if debug or len(warnings) <= 10 else " (use docker --debug to expand):"
+    for warning in warnings if debug else warnings[:10]:
+        line = f" - {warning.short}"
+        if warning.source is not None:
+            line += f" (line {warning.source.start.line})"
+        out.append(line)
+        if debug:
+            out += [f"   {detail}" for detail in warning.detail]
+            if warning.url:
+                out.append(f"   More info: {warning.url}")
+    sys.stderr.write("\n".join(out) + "\n")
