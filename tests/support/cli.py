@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import pytest
+
 from idmap import remove_tree
 
 if TYPE_CHECKING:

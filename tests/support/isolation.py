@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import privateapt
 import pytest
+
+import privateapt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,9 +17,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 import idmap
 import privateapt
-import pytest
 import services
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import baseimage
 import pytest
+
+import baseimage
 import services
 
 if TYPE_CHECKING:
