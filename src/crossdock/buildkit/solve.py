@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from crossdock.buildkit.details import error_from_rpc, rpc_code
+from crossdock.buildkit.gateway import Gateway
 from crossdock.buildkit.proto import control_pb2, ops_pb2
 from crossdock.buildkit.session.server import Session, new_id
 from crossdock.buildkit.status import events
@@ -20,9 +21,10 @@ from crossdock.llb.codec import encode_definition
 from crossdock.progress import VertexLog
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from crossdock.buildkit.client import Client
+    from crossdock.buildkit.gateway import GatewayResult
     from crossdock.buildkit.session.server import Attachable
     from crossdock.cancel import CancelToken
     from crossdock.llb import Definition
@@ -77,13 +79,15 @@ def solve(
     attachables: Sequence[Attachable] = (),
     sink: EventSink,
     cancel: CancelToken,
+    frontend: Callable[[Gateway], GatewayResult | None] | None = None,
 ) -> dict[str, str]:
     """Run a build to its end and return the exporter response.
 
+    With ``frontend``, we are the frontend: it is called with the build's gateway and its result is exported.
     Cancelling ends the solve on the daemon too. Raises: what the daemon reports, as our errors; a failed step carries
     the tail of its log.
     """
-    return _Solve(client, options, sink, cancel).run(attachables)
+    return _Solve(client, options, sink, cancel).run(attachables, frontend)
 
 
 class _Solve:
@@ -95,7 +99,9 @@ class _Solve:
         self._ref = options.ref or new_id()
         self._tails = _Tails()
 
-    def run(self, attachables: Sequence[Attachable]) -> dict[str, str]:
+    def run(
+        self, attachables: Sequence[Attachable], frontend: Callable[[Gateway], GatewayResult | None] | None
+    ) -> dict[str, str]:
         self._cancel.check()
         session = Session(shared_key=self._options.shared_key)
         for attachable in attachables:
@@ -110,6 +116,8 @@ class _Solve:
             follower.start()
             try:
                 with self._cancel.waking(call.cancel):
+                    if frontend is not None:
+                        self._run_frontend(frontend, call)
                     return dict(self._wait(call).ExporterResponse)
             finally:
                 follower.join(_STATUS_GRACE_S)
@@ -117,6 +125,20 @@ class _Solve:
                 follower.join()
         finally:
             session.close()
+
+    def _run_frontend(
+        self,
+        frontend: Callable[[Gateway], GatewayResult | None],
+        call: grpc.Future[control_pb2.SolveResponse],
+    ) -> None:
+        gateway = Gateway(self._client.channel, self._ref, self._cancel)
+        try:
+            gateway.ping()
+            gateway.finish(frontend(gateway))
+        except BaseException:
+            # The daemon would wait for our answer for ever.
+            call.cancel()
+            raise
 
     def _wait(self, call: grpc.Future[control_pb2.SolveResponse]) -> control_pb2.SolveResponse:
         try:
