@@ -198,7 +198,7 @@ class Collector:
     def _remove_contents(self, batch: list[UsageRecord], lease: Lease) -> list[tuple[UsageRecord, int]]:
         store = self._store
         with store.removal.removing():
-            live = store.leases.live_names(besides=lease)
+            live = store.leases.live_names(besides=lease.path)
             layers = [r for r in batch if r.kind == "layer" and LAYER + r.id not in live]
             blobs = [r for r in batch if r.kind == "blob" and BLOB + r.id not in live]
             digests = {r.id: [r.id] for r in blobs} | {r.id: self._blobs_of(r.id) for r in layers}

@@ -133,12 +133,12 @@ class LeaseFiles:
                     return Lease(path, lease_id, fd, self._removal)
                 os.close(fd)
 
-    def live_names(self, besides: Lease | None = None) -> frozenset[str]:
+    def live_names(self, besides: Path | None = None) -> frozenset[str]:
         """Return the prefixed names held by living processes; to act on it, hold ``RemovalLock.removing``."""
         names: set[str] = set()
         with rim("read leases"):
             for path in self._paths():
-                if besides is not None and path == besides.path:
+                if path == besides:
                     continue
                 with _opened(path) as fd:
                     if fd >= 0 and not try_flock(fd, exclusive=False):

@@ -27,7 +27,8 @@ def recover_leases(store: Store) -> None:
     """Remove what dead leases had begun: a layer directory or blob file without a row, files being written."""
     for lease_id, path, names in store.leases.dead():
         with store.removal.removing():
-            live = store.leases.live_names() if names else frozenset()
+            # Locked by us, the dead lease itself would look alive.
+            live = store.leases.live_names(besides=path) if names else frozenset()
             for name in names:
                 _recover_name(store, name, live)
         for entry in os.listdir(store.layout.ingest):

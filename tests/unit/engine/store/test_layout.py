@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from crossdock.engine.store import Store, default_root, layout
+from crossdock.errors import StoreError
+
+
+@pytest.mark.parametrize(
+    ("uid", "environ", "expected"),
+    [
+        pytest.param(0, {}, "/var/lib/crossdock", id="root has one for the machine"),
+        pytest.param(
+            1000, {"HOME": "/home/u"}, "/home/u/.local/share/crossdock", id="a user has one at home"
+        ),
+        pytest.param(
+            1000, {"HOME": "/h", "XDG_DATA_HOME": "/d"}, "/d/crossdock", id="XDG_DATA_HOME moves it"
+        ),
+        pytest.param(0, {"CROSSDOCK_ROOT": "/x"}, "/x", id="CROSSDOCK_ROOT wins for root"),
+        pytest.param(
+            1, {"CROSSDOCK_ROOT": "/x", "XDG_DATA_HOME": "/d"}, "/x", id="CROSSDOCK_ROOT wins for a user"
+        ),
+        pytest.param(
+            1000, {"XDG_DATA_HOME": ""}, "/.local/share/crossdock", id="empty variables count as absent"
+        ),
+    ],
+)
+def test_default_root(uid: int, environ: dict[str, str], expected: str) -> None:
+    assert default_root(uid, environ) == Path(expected)
+
+
+def test_a_store_is_created_for_its_owner_only_and_opens_again(tmp_path: Path) -> None:
+    root = tmp_path / "deep" / "store"
+    Store.open(root).close()
+    assert root.stat().st_mode & 0o777 == 0o700
+    assert (root / "version").read_text() == "crossdock store 1\n"
+    Store.open(root).close()
+
+
+def test_threads_that_create_the_same_store_all_get_it(tmp_path: Path) -> None:
+    failures: list[BaseException] = []
+
+    def open_it() -> None:
+        try:
+            Store.open(tmp_path / "s").close()
+        except BaseException as exc:  # noqa: BLE001 - reported below
+            failures.append(exc)
+
+    threads = [threading.Thread(target=open_it) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_a_folder_with_other_things_is_refused_and_untouched(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"x")
+    with pytest.raises(StoreError, match="not a Crossdock store") as caught:
+        Store.open(tmp_path)
+    assert caught.value.hint
+    assert set(os.listdir(tmp_path)) - {"creation.lock"} == {"photo.jpg"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("crossdock store 99\n", "layout 99"),
+        ("crossdock store 0\n", "unsupported layout 0"),
+        ("something else\n", "not a Crossdock store"),
+        ("", "not a Crossdock store"),
+        ("crossdock store x\n", "not a Crossdock store"),
+    ],
+)
+def test_versions_that_are_not_known_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    Store.open(tmp_path / "s").close()
+    (tmp_path / "s/version").write_text(text)
+    with pytest.raises(StoreError, match=said) as caught:
+        Store.open(tmp_path / "s")
+    assert caught.value.hint
+
+
+def test_a_newer_database_is_refused(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "s") as store:
+        store.db.one("PRAGMA user_version=77")
+    with pytest.raises(StoreError, match="version 77"):
+        Store.open(tmp_path / "s")
+
+
+def test_a_damaged_database_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    Store.open(tmp_path / "s").close()
+    for name in os.listdir(tmp_path / "s"):
+        if name.startswith("metadata.sqlite-"):
+            (tmp_path / "s" / name).unlink()
+    (tmp_path / "s/metadata.sqlite").write_bytes(b"not a database at all" * 1000)
+    with pytest.raises(StoreError) as caught:
+        Store.open(tmp_path / "s")
+    assert "store check" in (caught.value.hint or "")
+
+
+@pytest.mark.needs("user")
+def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    Store.open(tmp_path / "s").close()
+    (tmp_path / "s").chmod(0o500)
+    try:
+        with pytest.raises(StoreError, match="cannot be written") as caught:
+            Store.open(tmp_path / "s")
+    finally:
+        (tmp_path / "s").chmod(0o700)
+    assert "CROSSDOCK_ROOT" in (caught.value.hint or "")
+
+
+@pytest.mark.needs("user")
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(StoreError, match="cannot create the store"):
+            Store.open(tmp_path / "s")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_a_file_in_its_place_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "s").write_text("x")
+    with pytest.raises(StoreError):
+        Store.open(tmp_path / "s")
+
+
+def test_network_file_systems_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "filesystem_type", lambda _path: "nfs4")
+    with pytest.raises(StoreError, match=r"network file system \(nfs4\)"):
+        Store.open(tmp_path / "s")
+
+
+def test_the_file_system_type_is_that_of_the_innermost_mount() -> None:
+    assert layout.filesystem_type(Path("/proc/self")) == "proc"
+    assert layout.filesystem_type(Path("/")) != "unknown"
