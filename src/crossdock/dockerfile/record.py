@@ -22,7 +22,9 @@ class _RecordType(type):
     _defaults: dict[str, Any]
 
     def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> _RecordType:  # noqa: N804
-        own = [k for k, v in namespace.get("__annotations__", {}).items() if not str(v).startswith("ClassVar")]
+        own = [
+            k for k, v in namespace.get("__annotations__", {}).items() if not str(v).startswith("ClassVar")
+        ]
         defaults = {k: namespace.pop(k) for k in own if k in namespace}
         namespace["__slots__"] = tuple(own)
         cls = super().__new__(mcls, name, bases, namespace)

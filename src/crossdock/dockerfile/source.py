@@ -30,7 +30,16 @@ def physical_lines(text: str) -> list[str]:
 class LogicalLine:
     """An instruction's text after joining continued lines; knows the place of every character."""
 
-    __slots__ = ("_columns", "_lines", "_offsets", "blank_continuation", "comments", "end_line", "file", "text")
+    __slots__ = (
+        "_columns",
+        "_lines",
+        "_offsets",
+        "blank_continuation",
+        "comments",
+        "end_line",
+        "file",
+        "text",
+    )
 
     def __init__(self, file: SourceFile, comments: tuple[str, ...]) -> None:
         self.file = file
@@ -90,7 +99,9 @@ class LogicalLine:
             return span._replace(end=Position(self.end_line, 0))
         return span
 
-    def error(self, message: str, where: SourceRange | None = None, *, hint: str | None = None) -> DockerfileError:
+    def error(
+        self, message: str, where: SourceRange | None = None, *, hint: str | None = None
+    ) -> DockerfileError:
         """Make an error about this instruction, worded as BuildKit words it."""
         where = where or self.whole()
         summary = f"dockerfile parse error on line {where.start.line}: {message}"

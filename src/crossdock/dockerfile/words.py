@@ -7,7 +7,16 @@ import re
 
 from crossdock.dockerfile.text import SPACE
 
-__all__ = ["NotStrings", "csv_fields", "json_strings", "split_blank", "split_flags", "split_keyword", "split_pair", "split_words"]
+__all__ = [
+    "NotStrings",
+    "csv_fields",
+    "json_strings",
+    "split_blank",
+    "split_flags",
+    "split_keyword",
+    "split_pair",
+    "split_words",
+]
 
 #: blanks that separate keyword and arguments
 _BLANK = re.compile(r"[\t\v\f\r ]+")
@@ -118,9 +127,7 @@ def json_strings(text: str) -> list[str] | None:
     if not text.startswith("["):
         return None
     try:
-        value = json.loads(
-            text, parse_constant=_refuse, parse_int=lambda _: None, parse_float=lambda _: None
-        )
+        value = json.loads(text, parse_constant=_refuse, parse_int=lambda _: None, parse_float=lambda _: None)
     except (ValueError, RecursionError):
         return None
     if not all(isinstance(item, str) for item in value):

@@ -45,9 +45,7 @@ class Statement:
 
     __slots__ = ("escape", "flags", "heredocs", "keyword", "line", "rest")
 
-    def __init__(
-        self, line: LogicalLine, keyword: str, flags: Sequence[str], rest: str, escape: str
-    ) -> None:
+    def __init__(self, line: LogicalLine, keyword: str, flags: Sequence[str], rest: str, escape: str) -> None:
         self.line = line
         self.keyword = keyword
         self.flags = flags
@@ -110,7 +108,11 @@ def parse_flags(statement: Statement, known: Mapping[str, type]) -> Flags:
         kind = known.get(name)
         if kind is None:
             message = did_you_mean(f"unknown flag: {written}", name, known)
-            hint = "it takes these flags: " + ", ".join(f"--{k}" for k in known) if known else "it takes no flags"
+            hint = (
+                "it takes these flags: " + ", ".join(f"--{k}" for k in known)
+                if known
+                else "it takes no flags"
+            )
             raise statement.error(message, written, hint=f"{statement.keyword.upper()}: {hint}")
         if name in used and kind is not list:
             message = f"duplicate flag specified: {written}"

@@ -133,9 +133,7 @@ def _mark(word: str) -> Heredoc | None:
         return None
 
 
-def _sources(
-    s: Statement, args: list[str], name: str
-) -> tuple[tuple[str, ...], tuple[InlineFile, ...], str]:
+def _sources(s: Statement, args: list[str], name: str) -> tuple[tuple[str, ...], tuple[InlineFile, ...], str]:
     destination = args[-1]
     if _mark(destination) is not None:
         message = f"{name} cannot accept a heredoc as a destination"

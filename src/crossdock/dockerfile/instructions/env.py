@@ -70,7 +70,7 @@ def _pairs(s: Statement, name: str) -> tuple[KeyValue, ...]:
         key, equals, value = word.partition("=")
         if not equals:
             message = f"Syntax error - can't find = in {quote(word)}. Must be of the form: name=value"
-            raise s.error(message, word, hint="quote a value that has spaces: name=\"some value\"")
+            raise s.error(message, word, hint='quote a value that has spaces: name="some value"')
         if not key:
             message = f"{name} names can not be blank"
             raise s.error(message, word)

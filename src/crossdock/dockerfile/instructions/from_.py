@@ -42,9 +42,7 @@ def parse(s: Statement) -> From:
         as_word, written = args[1:]
         name = written.lower()
         if not _STAGE_NAME.match(name):
-            message = (
-                f'invalid name for build stage: "{written}", name can\'t start with a number or contain symbols'
-            )
+            message = f'invalid name for build stage: "{written}", name can\'t start with a number or contain symbols'
             raise s.error(message, written)
     elif len(args) != 1:
         message = "FROM requires either one or three arguments"

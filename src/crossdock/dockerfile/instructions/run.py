@@ -60,9 +60,7 @@ def parse(s: Statement) -> Run:
     if security not in _SECURITY:
         message = did_you_mean(f"security {quote(security)} is not valid", security, _SECURITY)
         raise s.error(message, f"--security={security}")
-    files = tuple(
-        InlineFile(name=h.name, data=h.content, expand=h.expand, strip=h.strip) for h in s.heredocs
-    )
+    files = tuple(InlineFile(name=h.name, data=h.content, expand=h.expand, strip=h.strip) for h in s.heredocs)
     return Run(
         **s.common(),
         args=args,
