@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from crossdock.emulation.elf import Executable
     from crossdock.engine.sandbox.step import StepSpec
 
-__all__ = ["explain", "explain_output", "step_path"]
+__all__ = ["explain", "explain_output", "step_inside", "step_path"]
 
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _FORMAT_TEXTS = (b"Exec format error", b"exec format error", b"cannot execute binary file")
@@ -79,6 +79,12 @@ def explain_output(step: StepSpec, exit_code: int, tail: bytes) -> StepResult | 
 
 def step_path(step: StepSpec, name: str) -> str | None:
     """Return where the step's kernel would find ``name``, as a path outside; ``None`` when it does not."""
+    found = step_inside(step, name)
+    return found[1] if found is not None else None
+
+
+def step_inside(step: StepSpec, name: str) -> tuple[str, str] | None:
+    """Return the path of ``name`` inside the step and outside of it; ``None`` when it is not there."""
     if "/" in name:
         candidates = [name if name.startswith("/") else f"{step.cwd}/{name}"]
     else:
@@ -86,7 +92,7 @@ def step_path(step: StepSpec, name: str) -> str | None:
     for candidate in candidates:
         outside = _outside(step, candidate)
         if outside is not None and os.path.isfile(outside):
-            return outside
+            return candidate, outside
     return None
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from crossdock.engine.sandbox import mounts, stubs
@@ -27,6 +28,7 @@ from crossdock.engine.sandbox.spec import (
 from crossdock.engine.sandbox.step import BindMount, SecretMount, SshMount, StepResult, TmpfsMount
 from crossdock.engine.sandbox.users import StepUser, resolve_user
 from crossdock.errors import SandboxError
+from crossdock.image.platform import local_platform
 from crossdock.llb.ops import NetMode, SecurityMode
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from crossdock.cancel import CancelToken
+    from crossdock.emulation.emulator import Emulator
     from crossdock.engine.sandbox.runtime import Outcome, Runtime
     from crossdock.engine.sandbox.step import StepMount, StepSpec
     from crossdock.engine.sandbox.worker import WorkerInfo
@@ -63,6 +66,18 @@ class Sandbox:
         self._empty = _made(info.run_dir / "empty")
         self._bound = _capability_bound()
         self._filter: tuple[dict[str, object] | None, dict[str, str]] | None = None
+        self._emulator: Emulator | None = None
+
+    @property
+    def emulator(self) -> Emulator:
+        """What decides how foreign programs are run; made at the first use."""
+        if self._emulator is None:
+            from crossdock.emulation.emulator import Emulator
+
+            self._emulator = Emulator(
+                _made(self.info.run_dir / "emulation"), own_userns=self.info.ids != "none"
+            )
+        return self._emulator
 
     @contextmanager
     def mounted(self, lowers: Sequence[Path], *, upper: Path | None, work: Path | None) -> Iterator[Path]:
@@ -85,7 +100,8 @@ class Sandbox:
         """Run one step to its end; ``log`` gets (1 or 2, bytes) in the calling thread.
 
         Every process of the step is gone when this returns or raises, within a second of a cancellation.
-        Raises: SandboxError, UsageError (unknown user, bad host address), the token's cause when cancelled.
+        Raises: SandboxError, EmulationError (nothing runs the platform), UsageError (unknown user, bad host address),
+        the token's cause when cancelled.
         """
         step_id = f"step{next(self._numbers)}"
         bundle = self._steps / step_id
@@ -94,10 +110,11 @@ class Sandbox:
         with ExitStack() as stack:
             stack.callback(shutil.rmtree, bundle)
             user = self._user(root, step)
-            oci_mounts = tuple(self._mounts(step, bundle, stack))
+            step, emulator_mounts = self._emulated(step)
+            oci_mounts = (*self._mounts(step, bundle, stack), *emulator_mounts)
             make_directories(root, step.cwd, uid=user.uid, gid=user.gid)
             if not step.readonly_rootfs:
-                points = [m.destination for m in oci_mounts]
+                points = [m.destination for m in oci_mounts if not m.destination.startswith("/dev/")]
                 stack.enter_context(
                     stubs.stubs_removed(root, points, recursive=step.remove_mount_stubs_recursive)
                 )
@@ -112,6 +129,21 @@ class Sandbox:
                 cancel=cancel,
             )
             return _result(step, outcome)
+
+    def _emulated(self, step: StepSpec) -> tuple[StepSpec, tuple[OciMount, ...]]:
+        """Make the step's platform runnable; returns the step and mounts it takes. Raises: EmulationError."""
+        here = local_platform().architecture
+        if step.platform is None or step.platform.architecture == here:
+            return step, ()
+        running = self.emulator.prepare(step.platform.architecture)
+        if running.how.value != "prefixed" or running.emulator is None:
+            return step, ()
+        from crossdock.engine.sandbox.prefixed import EMULATOR_PATH, prefixed_args
+
+        step = replace(step, args=prefixed_args(step))
+        return step, (
+            OciMount(EMULATOR_PATH, "bind", running.emulator.path, ("rbind", "ro", "nosuid", "nodev")),
+        )
 
     def _user(self, root: str, step: StepSpec) -> StepUser:
         user = resolve_user(root, step.user)
