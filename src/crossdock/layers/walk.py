@@ -92,27 +92,29 @@ def write_layer(
 
 
 def write_tree(
-    sink: LayerSink,
     roots: Sequence[tuple[str, Path]],
+    out: ByteSink,
     *,
-    clamp_ns: int | None = None,
+    fixed_ns: int | None = None,
     cancel: CancelToken,
-    progress: Callable[[int], None] | None = None,
 ) -> tuple[str, ...]:
-    """Append plain directories (no whiteout meaning), each below its prefix; ``""`` is the top.
+    """Write file systems (no whiteout meaning) as one archive, each below its folder; ``""`` is the top.
 
-    Returns the paths of sockets left out; the caller ends the archive.
-    Raises: as :func:`write_layer`.
+    With ``fixed_ns`` everything has this modification time. Returns the paths of sockets left out.
+    Raises: as :func:`write_layer`; OSError of ``out``.
     """
     skipped: list[str] = []
-    for prefix, root in roots:
-        walker = _Walker(sink, clamp_ns, cancel, progress, overlay=False)
-        top = os.fsencode(prefix.strip("/") + "/") if prefix else b""
-        if top:
-            mtime = (clamp_ns or 0) // _SECOND_NS
-            sink.write(encode_header(top, kind=b"5", mode=0o755, mtime=mtime))
-        walker.run(root, top)
-        skipped += walker.skipped
+    with LayerSink(out, Compression("uncompressed"), cancel=cancel) as sink:
+        for folder, root in roots:
+            walker = _Walker(sink, None, cancel, None, overlay=False, fixed_ns=fixed_ns)
+            top = os.fsencode(folder + "/") if folder else b""
+            if top:
+                seconds = (fixed_ns or 0) // _SECOND_NS
+                sink.write(encode_header(top, kind=b"5", mode=0o755, mtime=seconds))
+            walker.run(root, top)
+            skipped += walker.skipped
+        sink.write(END)
+        sink.finish()
     return tuple(skipped)
 
 
@@ -150,12 +152,14 @@ class _Walker:
         progress: Callable[[int], None] | None,
         *,
         overlay: bool,
+        fixed_ns: int | None = None,
     ) -> None:
         self._sink = sink
         self._clamp_ns = clamp_ns
         self._cancel = cancel
         self._progress = progress
         self._overlay = overlay
+        self._fixed_ns = fixed_ns
         self._links: dict[tuple[int, int], bytes] = {}
         self.entries = 0
         self.skipped: list[str] = []
@@ -250,9 +254,10 @@ class _Walker:
         fd = os.open(name, _OPEN_FILE, dir_fd=handle)
         try:
             names = os.listxattr(fd)
-            if names and self._overlay and _is_whiteout(names):
+            if names and _is_whiteout(names):
                 self._links.pop((status.st_dev, status.st_ino), None)
-                self._whiteout(_whiteout_name(path))
+                if self._overlay:
+                    self._whiteout(_whiteout_name(path))
                 return
             size = status.st_size
             records = self._xattrs(fd, names, path) if names else None
@@ -274,8 +279,10 @@ class _Walker:
             self.skipped.append(os.fsdecode(path))
         elif kind == stat.S_IFIFO:
             self._header(path, b"6", status)
-        elif kind == stat.S_IFCHR and status.st_rdev == 0 and self._overlay:
-            self._whiteout(_whiteout_name(path))
+        elif kind == stat.S_IFCHR and status.st_rdev == 0:
+            # In a tree of one layer, shown without overlayfs, a whiteout stands for nothing.
+            if self._overlay:
+                self._whiteout(_whiteout_name(path))
         else:
             device = (os.major(status.st_rdev), os.minor(status.st_rdev))
             self._header(path, b"3" if kind == stat.S_IFCHR else b"4", status, device=device)
@@ -295,7 +302,7 @@ class _Walker:
         device: tuple[int, int] | None = None,
         records: dict[bytes, bytes] | None = None,
     ) -> None:
-        mtime_ns = status.st_mtime_ns
+        mtime_ns = status.st_mtime_ns if self._fixed_ns is None else self._fixed_ns
         if self._clamp_ns is not None and mtime_ns > self._clamp_ns:
             mtime_ns = self._clamp_ns
         self._sink.write(

@@ -1,1 +1,27 @@
-"""Exporters: write a result out as image, OCI layout, archive or files."""
+"""Exporters: images in the store and in registries, archives, layouts, files.
+
+``check_exporters`` before a build, ``export`` after it.
+"""
+
+from crossdock.engine.exporters.model import (
+    BuiltImage,
+    ExportContext,
+    ExporterSpec,
+    ExportResult,
+    LayerAccess,
+    PlatformImage,
+    PlatformManifest,
+)
+from crossdock.engine.exporters.run import check_exporters, export
+
+__all__ = [
+    "BuiltImage",
+    "ExportContext",
+    "ExportResult",
+    "ExporterSpec",
+    "LayerAccess",
+    "PlatformImage",
+    "PlatformManifest",
+    "check_exporters",
+    "export",
+]

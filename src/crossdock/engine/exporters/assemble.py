@@ -1,0 +1,203 @@
+"""Make images of results: layers, configs, manifests and the index, put into the store.
+
+Spec: image-spec 1.1; BuildKit ``exporter/containerimage/writer.go``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from crossdock.engine.exporters.history import clamp_times, format_time, normalise
+from crossdock.engine.exporters.model import BuiltImage, PlatformManifest
+from crossdock.engine.exporters.parallel import run_parallel
+from crossdock.errors import UsageError
+from crossdock.image.config import ImageConfig
+from crossdock.image.descriptor import Descriptor
+from crossdock.image.digest import sha256_digest
+from crossdock.image.manifest import make_index, make_manifest
+from crossdock.image.mediatypes import DOCKER_CONFIG, OCI_CONFIG, compression_of, layer_type
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from crossdock.cancel import CancelToken
+    from crossdock.engine.exporters.attrs import ImageOptions
+    from crossdock.engine.exporters.blobs import LayerBlobs, LayerPart
+    from crossdock.engine.exporters.model import ExportContext, PlatformImage
+    from crossdock.engine.exporters.report import Report
+    from crossdock.engine.store import LayerId
+
+__all__ = ["assemble"]
+
+_WORKERS = 4
+_DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_INTERNAL = ("io.crossdock.", "containerd.io/distribution.source.")
+_INTERNAL_KEYS = frozenset({"containerd.io/uncompressed", "buildkit/createdat"})
+
+
+def assemble(
+    context: ExportContext,
+    images: Sequence[PlatformImage],
+    options: ImageOptions,
+    *,
+    multi_platform: bool,
+    blobs: LayerBlobs,
+    report: Report,
+) -> BuiltImage:
+    """Put manifests and configs into the store and return the image; what is there already costs a look.
+
+    With ``multi_platform`` there is an index even of one. Layers of registries stay where they are.
+    Raises: UsageError when options do not fit the result; what writing layers raises.
+    """
+    if not multi_platform and len(images) != 1:
+        summary = "cannot export multiple platforms without multi-platform enabled"
+        raise UsageError(summary)
+    platforms = [image.platform.normalised() for image in images]
+    options.annotations.check(platforms, indexed=multi_platform)
+    parts = _layers(context, images, options, blobs, report)
+    manifests = [
+        _manifest(context, image, parts[number], options, blobs, report)
+        for number, image in enumerate(images)
+    ]
+    if not multi_platform:
+        only = manifests[0]
+        return BuiltImage(only.descriptor, only.manifest.raw, manifests, None)
+    index = make_index(
+        [one.descriptor for one in manifests],
+        oci=options.oci_types,
+        annotations=options.annotations.get("index"),
+    )
+    descriptor = replace(index.descriptor, annotations=options.annotations.get("index-descriptor"))
+    with report.stage(f"exporting manifest list {descriptor.digest}"):
+        context.store.content.put_bytes(index.raw, context.lease)
+    return BuiltImage(descriptor, index.raw, manifests, index)
+
+
+def _layers(
+    context: ExportContext,
+    images: Sequence[PlatformImage],
+    options: ImageOptions,
+    blobs: LayerBlobs,
+    report: Report,
+) -> list[list[LayerPart]]:
+    plan = [_clamps(image, options, blobs) for image in images]
+    wanted = dict.fromkeys(item for layers in plan for item in layers)
+
+    def get(item: tuple[LayerId, int | None], cancel: CancelToken) -> LayerPart:
+        layer, clamp_s = item
+        return blobs.get(layer, options.compression, clamp_s=clamp_s, report=report, cancel=cancel)
+
+    with report.stage("exporting layers"):
+        if options.rewrite_timestamp and options.epoch_s is not None:
+            when = format_time(options.epoch_s * 1_000_000_000)
+            with report.stage(f"rewriting layers with source-date-epoch {options.epoch_s} ({when})"):
+                parts = run_parallel(get, wanted, workers=_WORKERS, cancel=context.cancel)
+        else:
+            if options.rewrite_timestamp:
+                report.note("warning: rewrite-timestamp is specified, but no source-date-epoch was found")
+            parts = run_parallel(get, wanted, workers=_WORKERS, cancel=context.cancel)
+    by_item = dict(zip(wanted, parts, strict=True))
+    return [[by_item[item] for item in layers] for layers in plan]
+
+
+def _clamps(
+    image: PlatformImage, options: ImageOptions, blobs: LayerBlobs
+) -> list[tuple[LayerId, int | None]]:
+    """Pair each layer with the time its files are cut at; the base image's layers are left alone."""
+    if not options.rewrite_timestamp or options.epoch_s is None:
+        return [(layer, None) for layer in image.ref]
+    plan: list[tuple[LayerId, int | None]] = []
+    base = image.base_config.diff_ids if image.base_config else []
+    in_base = True
+    for number, layer in enumerate(image.ref):
+        in_base = in_base and number < len(base) and blobs.info(layer).diff_id == base[number]
+        plan.append((layer, None if in_base else options.epoch_s))
+    return plan
+
+
+def _manifest(
+    context: ExportContext,
+    image: PlatformImage,
+    parts: Sequence[LayerPart],
+    options: ImageOptions,
+    blobs: LayerBlobs,
+    report: Report,
+) -> PlatformManifest:
+    platform = image.platform.normalised()
+    config = _config(image, parts, options, blobs)
+    config_raw = config.to_json()
+    config_type = OCI_CONFIG if options.oci_types else DOCKER_CONFIG
+    config_descriptor = Descriptor(config_type, sha256_digest(config_raw), len(config_raw))
+    layers = [_as_manifest_has_it(part.descriptor, options) for part in parts]
+    manifest = make_manifest(
+        config_descriptor,
+        layers,
+        oci=options.oci_types,
+        annotations=options.annotations.get("manifest", platform),
+    )
+    descriptor = replace(
+        manifest.descriptor,
+        platform=platform,
+        annotations=options.annotations.get("manifest-descriptor", platform),
+    )
+    with report.stage(f"exporting manifest {descriptor.digest}"):
+        context.store.content.put_bytes(manifest.raw, context.lease)
+    with report.stage(f"exporting config {config_descriptor.digest}"):
+        context.store.content.put_bytes(config_raw, context.lease)
+    repositories = {part.descriptor.digest: part.repositories for part in parts}
+    return PlatformManifest(
+        platform, descriptor, manifest, config, config_raw, repositories, tuple(image.ref)
+    )
+
+
+def _config(
+    image: PlatformImage, parts: Sequence[LayerPart], options: ImageOptions, blobs: LayerBlobs
+) -> ImageConfig:
+    given = image.config or ImageConfig(platform=image.platform, env=[_DEFAULT_PATH], working_dir="/")
+    if not given.platform.os or not given.platform.architecture:
+        summary = "invalid image config for export: missing os or architecture"
+        raise UsageError(summary)
+    infos = [blobs.info(layer) for layer in image.ref]
+    config = replace(
+        given,
+        diff_ids=[part.diff_id for part in parts],
+        history=normalise(given.history, infos),
+    )
+    if options.epoch_s is not None:
+        clamp_times(config, image.base_config, options.epoch_s)
+    if config.created is None:
+        times = [entry.created for entry in config.history if entry.created is not None]
+        config.created = times[-1] if times else None
+    return config
+
+
+def _as_manifest_has_it(blob: Descriptor, options: ImageOptions) -> Descriptor:
+    """Return a layer's descriptor in the manifest's family of media types, without our own annotations."""
+    kind = compression_of(blob.media_type)
+    urls = blob.urls
+    if options.prefer_nondist and _is_nondistributable(blob.media_type):
+        media_type = _nondistributable(kind, oci=options.oci_types)
+    else:
+        media_type, urls = layer_type(kind, oci=options.oci_types), ()
+    annotations: dict[str, str] = {}
+    if options.oci_types:
+        annotations = {
+            key: value
+            for key, value in blob.annotations.items()
+            if not key.startswith(_INTERNAL) and key not in _INTERNAL_KEYS
+        }
+    return Descriptor(media_type, blob.digest, blob.size, annotations, urls=urls)
+
+
+def _is_nondistributable(media_type: str) -> bool:
+    return ".nondistributable." in media_type or ".foreign." in media_type
+
+
+def _nondistributable(kind: str, *, oci: bool) -> str:
+    suffix = "" if kind == "uncompressed" else kind
+    if oci:
+        base = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+        return f"{base}+{suffix}" if suffix else base
+    base = "application/vnd.docker.image.rootfs.foreign.diff.tar"
+    return f"{base}.{suffix}" if suffix else base

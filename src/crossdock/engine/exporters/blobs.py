@@ -1,0 +1,244 @@
+"""Blobs of layers: found, written, recompressed or fetched; each once, whatever number of images share it.
+
+A layer that came from a registry keeps its blob unless ``force-compression`` asks for another. A layer
+made here gets exactly the compression asked for, whatever an earlier export wrote, so that the same
+build gives the same digests from any store. Blobs made here are marked by an annotation in the store,
+which no manifest carries.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from crossdock.errors import DigestMismatch, StoreError
+from crossdock.image.descriptor import Descriptor
+from crossdock.image.digest import DiffId, Digest
+from crossdock.image.mediatypes import compression_of, layer_type
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import BinaryIO
+
+    from crossdock.cancel import CancelToken
+    from crossdock.engine.exporters.model import ExportContext
+    from crossdock.engine.exporters.report import Report
+    from crossdock.engine.store import BlobWriter, LayerId, LayerInfo
+    from crossdock.layers.compression import Compression
+
+__all__ = ["INTERNAL_ANNOTATION", "LayerBlobs", "LayerPart"]
+
+#: marks blobs made here in the store: type and level they were made with
+INTERNAL_ANNOTATION = "io.crossdock.compression"
+_COPY = 1 << 20
+
+_T = TypeVar("_T")
+
+
+class LayerPart(NamedTuple):
+    """A layer as a manifest needs it."""
+
+    descriptor: Descriptor
+    diff_id: DiffId
+    #: ``host/name`` of repositories known to hold the blob
+    repositories: Sequence[str]
+
+
+class LayerBlobs:
+    """Layer blobs of one export, shared by its exporters. Safe from any thread."""
+
+    def __init__(self, context: ExportContext) -> None:
+        self._context = context
+        self._store = context.store
+        # Guards the two dicts; never held over I/O.
+        self._lock = threading.Lock()
+        self._done: dict[str, object] = {}
+        self._busy: dict[str, threading.Lock] = {}
+
+    def info(self, layer: LayerId) -> LayerInfo:
+        """Return what the store knows of a layer."""
+        return self._once(f"info {layer}", lambda: self._store.layers.get(layer))
+
+    def get(
+        self,
+        layer: LayerId,
+        compression: Compression,
+        *,
+        clamp_s: int | None,
+        report: Report,
+        cancel: CancelToken,
+    ) -> LayerPart:
+        """Return a layer's blob, written when there is none. With ``clamp_s`` no file is newer than that.
+
+        The blob of a layer that came from a registry may not be in the store: see :meth:`ensure_local`.
+        Raises: LayerError, StoreError, StoreFull, DigestMismatch; the token's cause.
+        """
+        name = f"{_name(compression)} {compression.force} {clamp_s} {layer}"
+        if clamp_s is not None:
+            return self._once(name, lambda: self._clamped(layer, compression, clamp_s, report, cancel))
+        return self._once(name, lambda: self._plain(layer, compression, report, cancel))
+
+    def ensure_local(
+        self, blob: Descriptor, repositories: Sequence[str], report: Report, cancel: CancelToken
+    ) -> None:
+        """Have a blob in the store, fetched from one of the repositories when it is not there.
+
+        Raises: StoreError when nobody is known to have it; RegistryError, DigestMismatch; the token's cause.
+        """
+        self._once(f"local {blob.digest}", lambda: self._fetch(blob, repositories, report, cancel))
+
+    def _once(self, key: str, make: Callable[[], _T]) -> _T:
+        """Return the value for ``key``, made by one thread; a failure is not kept."""
+        with self._lock:
+            if key in self._done:
+                return self._done[key]  # type: ignore[return-value]  # a key always means one type
+            busy = self._busy.setdefault(key, threading.Lock())
+        with busy:
+            with self._lock:
+                if key in self._done:
+                    return self._done[key]  # type: ignore[return-value]
+            value = make()
+            with self._lock:
+                self._done[key] = value
+        return value
+
+    def _plain(
+        self, layer: LayerId, compression: Compression, report: Report, cancel: CancelToken
+    ) -> LayerPart:
+        info = self.info(layer)
+        name = _name(compression)
+        original: LayerPart | None = None
+        for blob in info.blobs:
+            made_as = blob.descriptor.annotations.get(INTERNAL_ANNOTATION)
+            if info.diff_id is None:
+                continue
+            part = LayerPart(blob.descriptor, info.diff_id, blob.repositories)
+            if made_as is None:
+                original = original or part
+            elif (
+                made_as == name
+                and (info.kind != "image" or compression.force)
+                and self._store.content.has(blob.descriptor.digest, self._context.lease)
+            ):
+                return part
+        if original is None:
+            return self._write(layer, compression, None, report, cancel)
+        if not compression.force or compression_of(original.descriptor.media_type) == compression.type:
+            return original
+        return self._convert(layer, original, compression, report, cancel)
+
+    def _write(
+        self,
+        layer: LayerId,
+        compression: Compression,
+        clamp_s: int | None,
+        report: Report,
+        cancel: CancelToken,
+    ) -> LayerPart:
+        from crossdock.layers.walk import write_layer  # a cached build writes no layer
+
+        directory = self._context.access.directory(layer, cancel)
+        with self._store.content.writer(self._context.lease, hashing=False) as out:
+            result = write_layer(
+                directory,
+                out,
+                compression=compression,
+                clamp_ns=None if clamp_s is None else clamp_s * 1_000_000_000,
+                cancel=cancel,
+            )
+            for path in result.skipped:
+                report.note(f"warning: {path} is a socket, which image layers cannot hold; left out")
+            blob = self._commit(out, compression, result.digest, result.size)
+        if clamp_s is None:
+            self._store.layers.add_blob(layer, blob, result.diff_id)
+        return LayerPart(blob, result.diff_id, ())
+
+    def _convert(
+        self,
+        layer: LayerId,
+        original: LayerPart,
+        compression: Compression,
+        report: Report,
+        cancel: CancelToken,
+    ) -> LayerPart:
+        """Recompress the archive as it came: writing it anew could change its diff id."""
+        from crossdock.layers.recompress import recompress  # a cached build converts nothing
+
+        self.ensure_local(original.descriptor, original.repositories, report, cancel)
+        with (
+            self._store.content.open(original.descriptor.digest) as stream,
+            self._store.content.writer(self._context.lease, hashing=False) as out,
+        ):
+            result = recompress(stream, out, compression=compression, cancel=cancel)
+            if result.diff_id != original.diff_id:
+                summary = (
+                    f"layer {original.descriptor.digest} has diff id {result.diff_id}, "
+                    f"but its image says {original.diff_id}"
+                )
+                raise DigestMismatch(summary, hint="the base image is damaged or was made wrongly")
+            blob = self._commit(out, compression, result.digest, result.size)
+        self._store.layers.add_blob(layer, blob, result.diff_id)
+        return LayerPart(blob, result.diff_id, ())
+
+    def _clamped(
+        self, layer: LayerId, compression: Compression, clamp_s: int, report: Report, cancel: CancelToken
+    ) -> LayerPart:
+        """Write a layer with its times cut; it has another diff id, so the store remembers it apart."""
+        key = f"clamped-layer {clamp_s} {_name(compression)} {layer}"
+        known = self._store.records.canonical(key)
+        if known is not None:
+            data = json.loads(known)
+            blob = Descriptor.from_json(data["blob"], "clamped layer")
+            if self._store.content.has(blob.digest, self._context.lease):
+                repositories = self._store.layers.repositories(blob.digest)
+                return LayerPart(blob, DiffId(data["diffId"]), repositories)
+        part = self._write(layer, compression, clamp_s, report, cancel)
+        value = {"blob": part.descriptor.to_json(), "diffId": part.diff_id}
+        self._store.records.link(key, json.dumps(value))
+        return part
+
+    def _commit(self, out: BlobWriter, compression: Compression, digest: Digest, size: int) -> Descriptor:
+        media_type = layer_type(compression.type, oci=True)
+        blob = Descriptor(media_type, digest, size, {INTERNAL_ANNOTATION: _name(compression)})
+        out.commit(blob)
+        return blob
+
+    def _fetch(
+        self, blob: Descriptor, repositories: Sequence[str], report: Report, cancel: CancelToken
+    ) -> None:
+        if self._store.content.has(blob.digest, self._context.lease):
+            return
+        from crossdock.errors import RegistryError
+        from crossdock.image.reference import parse_reference
+
+        failure: RegistryError | None = None
+        for repository in repositories:
+            client = self._context.client().scoped(cancel=cancel)
+            try:
+                with client.open_blob(parse_reference(repository), blob) as stream:
+                    self._copy(stream, blob, report, cancel)  # type: ignore[arg-type]
+                    return
+            except RegistryError as exc:
+                failure = failure or exc
+        if failure is not None:
+            raise failure
+        summary = f"layer {blob.digest} is not in the store, and no registry is known to have it"
+        raise StoreError(summary, hint="build again with --pull", retryable=True)
+
+    def _copy(self, stream: BinaryIO, blob: Descriptor, report: Report, cancel: CancelToken) -> None:
+        # The reader verifies the digest.
+        with (
+            self._store.content.writer(self._context.lease, hashing=False) as out,
+            report.transfer(blob.digest, "downloading", blob.size) as progress,
+        ):
+            while block := stream.read(_COPY):
+                cancel.check()
+                out.write(block)
+                progress(out.tell())
+            out.commit(blob)
+
+
+def _name(compression: Compression) -> str:
+    level = "default" if compression.level is None else compression.level
+    return f"{compression.type}:{level}"

@@ -1,0 +1,149 @@
+"""What exporters take and give: values, and the seams to the rest of the engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from crossdock.cancel import CancelToken
+    from crossdock.engine.store import LayerId, Lease, Store
+    from crossdock.image.config import ImageConfig
+    from crossdock.image.descriptor import Descriptor
+    from crossdock.image.digest import Digest
+    from crossdock.image.manifest import Index, Manifest
+    from crossdock.image.platform import Platform
+    from crossdock.progress.events import EventSink
+    from crossdock.registry.client import RegistryClient
+
+__all__ = [
+    "BuiltImage",
+    "ExportContext",
+    "ExportResult",
+    "ExporterSpec",
+    "LayerAccess",
+    "Output",
+    "PlatformImage",
+    "PlatformManifest",
+]
+
+
+class Output(Protocol):
+    """Where an archive goes when it goes to no file: standard output, a request to a Docker Engine."""
+
+    def write(self, data: bytes, /) -> object:
+        """Take all of ``data``; may block, may raise."""
+        ...
+
+
+class ExporterSpec(NamedTuple):
+    """One ``-o``: ``type`` and its attributes as given, ``dest`` among them."""
+
+    type: str
+    attrs: Mapping[str, str]
+    #: takes the archive of ``oci``, ``docker`` or ``tar`` instead of ``dest``
+    output: Output | None = None
+
+
+class PlatformImage(NamedTuple):
+    """A result for one platform: its layers, bottom first, and its config without ``rootfs``."""
+
+    platform: Platform
+    ref: Sequence[LayerId]
+    config: ImageConfig | None = None
+    #: of the image it was built on: its layers and history keep their times
+    base_config: ImageConfig | None = None
+
+
+class LayerAccess(Protocol):
+    """What exporters ask of the engine when they need files rather than blobs."""
+
+    def directory(self, layer: LayerId, cancel: CancelToken) -> Path:
+        """Return the layer's overlay directory, fetched and unpacked when it is remote."""
+        ...
+
+    def mounted(self, ref: Sequence[LayerId], cancel: CancelToken) -> AbstractContextManager[Path]:
+        """Show the layers as one read-only file system, for the length of the block."""
+        ...
+
+
+class ExportContext:
+    """What an export works with. ``client`` is asked for only when a registry is needed."""
+
+    __slots__ = ("access", "cancel", "client", "epoch_s", "lease", "sink", "store")
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        lease: Lease,
+        access: LayerAccess,
+        client: Callable[[], RegistryClient],
+        sink: EventSink,
+        cancel: CancelToken,
+        epoch_s: int | None = None,
+    ) -> None:
+        self.store = store
+        self.lease = lease
+        self.access = access
+        self.client = client
+        self.sink = sink
+        self.cancel = cancel
+        #: SOURCE_DATE_EPOCH of the build; an exporter's ``source-date-epoch`` goes before it
+        self.epoch_s = epoch_s
+
+    def with_cancel(self, cancel: CancelToken) -> ExportContext:
+        """Return the same context with another token."""
+        return ExportContext(
+            store=self.store,
+            lease=self.lease,
+            access=self.access,
+            client=self.client,
+            sink=self.sink,
+            cancel=cancel,
+            epoch_s=self.epoch_s,
+        )
+
+
+class PlatformManifest(NamedTuple):
+    """The assembled image of one platform."""
+
+    platform: Platform
+    #: as the index holds it: with platform and annotations
+    descriptor: Descriptor
+    manifest: Manifest
+    config: ImageConfig
+    config_raw: bytes
+    #: repositories (``host/name``) known to hold a layer, by digest
+    repositories: Mapping[Digest, Sequence[str]]
+    layer_ids: Sequence[LayerId]
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltImage:
+    """An assembled image: one manifest, or an index of several."""
+
+    descriptor: Descriptor
+    raw: bytes
+    platforms: Sequence[PlatformManifest]
+    index: Index | None
+
+
+class ExportResult(NamedTuple):
+    """What was exported; ``responses`` has BuildKit's keys, one mapping per exporter."""
+
+    responses: Sequence[Mapping[str, object]]
+    #: of the first exporter that makes images; None when none does
+    image: BuiltImage | None
+
+    @property
+    def merged(self) -> dict[str, object]:
+        """All responses in one mapping, later exporters over earlier."""
+        merged: dict[str, object] = {}
+        for response in self.responses:
+            merged.update(response)
+        return merged

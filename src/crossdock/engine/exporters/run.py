@@ -1,0 +1,122 @@
+"""Run the exporters of a build: all write, then all push, so that nothing is published by half."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from crossdock.engine.exporters.blobs import LayerBlobs
+from crossdock.engine.exporters.model import ExportResult
+from crossdock.engine.exporters.parallel import run_parallel
+from crossdock.engine.exporters.report import reported
+from crossdock.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from crossdock.cancel import CancelToken
+    from crossdock.engine.exporters.model import BuiltImage, ExportContext, ExporterSpec, PlatformImage
+    from crossdock.engine.exporters.report import Report
+
+__all__ = ["check_exporters", "export"]
+
+#: type -> module and class; loaded on use. ``cacheonly`` leaves the result in the cache: nothing to do.
+_EXPORTERS = {
+    "image": ("image", "ImageExporter"),
+    "registry": ("image", "ImageExporter"),
+    "oci": ("archive", "ArchiveExporter"),
+    "docker": ("archive", "ArchiveExporter"),
+    "local": ("files", "LocalExporter"),
+    "tar": ("files", "TarExporter"),
+    "cacheonly": None,
+}
+
+
+class _Exporter(Protocol):
+    title: str
+    image: BuiltImage | None
+
+    @property
+    def finishes(self) -> bool: ...
+    def check(self, *, multi_platform: bool) -> None: ...
+    def export(
+        self,
+        context: ExportContext,
+        images: Sequence[PlatformImage],
+        *,
+        multi_platform: bool,
+        blobs: LayerBlobs,
+        report: Report,
+    ) -> dict[str, object]: ...
+    def finish(self, context: ExportContext, *, blobs: LayerBlobs, report: Report) -> None: ...
+
+
+def check_exporters(
+    specs: Sequence[ExporterSpec], *, multi_platform: bool, epoch_s: int | None = None
+) -> None:
+    """Find what is wrong with outputs before anything is built.
+
+    Raises: UsageError for an unknown type, attribute or value; ExportError for a destination that
+    cannot be written; NotSupported.
+    """
+    _make(specs, multi_platform=multi_platform, epoch_s=epoch_s)
+
+
+def export(
+    images: Sequence[PlatformImage],
+    specs: Sequence[ExporterSpec],
+    *,
+    context: ExportContext,
+    multi_platform: bool | None = None,
+) -> ExportResult:
+    """Export results with every exporter.
+
+    ``multi_platform``: make an index even of one image (BUILDKIT_MULTI_PLATFORM); default: when there
+    are several. Layers are written once for all exporters. Pushes come after all other exporters have
+    succeeded. What is there already is not written again.
+    Raises: UsageError, ExportError, NotSupported; RegistryError; StoreError, StoreFull, LayerError,
+    DigestMismatch; the token's cause.
+    """
+    multi = len(images) > 1 if multi_platform is None else multi_platform
+    exporters = _make(specs, multi_platform=multi, epoch_s=context.epoch_s)
+    blobs = LayerBlobs(context)
+
+    def run(item: tuple[int, _Exporter | None], cancel: CancelToken) -> Mapping[str, object]:
+        number, exporter = item
+        if exporter is None:
+            return {}
+        own = context.with_cancel(cancel)
+        with reported(context.sink, exporter.title, f"{number}") as report:
+            response = exporter.export(own, images, multi_platform=multi, blobs=blobs, report=report)
+            if exporter.finishes and len(exporters) == 1:
+                exporter.finish(own, blobs=blobs, report=report)
+            return response
+
+    responses = run_parallel(run, enumerate(exporters), workers=len(exporters), cancel=context.cancel)
+    if len(exporters) > 1:
+        for number, exporter in enumerate(exporters):
+            if exporter is not None and exporter.finishes:
+                with reported(context.sink, exporter.title, f"{number}") as report:
+                    exporter.finish(context, blobs=blobs, report=report)
+    image = next((e.image for e in exporters if e is not None and e.image is not None), None)
+    return ExportResult(responses, image)
+
+
+def _make(
+    specs: Sequence[ExporterSpec], *, multi_platform: bool, epoch_s: int | None
+) -> list[_Exporter | None]:
+    from importlib import import_module
+
+    exporters: list[_Exporter | None] = []
+    for spec in specs:
+        if spec.type not in _EXPORTERS:
+            summary = f"unsupported exporter type {spec.type!r}"
+            raise UsageError(summary, hint=f"use one of {', '.join(sorted(_EXPORTERS))}")
+        home = _EXPORTERS[spec.type]
+        if home is None:
+            exporters.append(None)
+            continue
+        module = import_module(f"crossdock.engine.exporters.{home[0]}")
+        exporter: _Exporter = getattr(module, home[1])(spec, epoch_s)
+        exporter.check(multi_platform=multi_platform)
+        exporters.append(exporter)
+    return exporters
