@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from crossdock.emulation.probes import ProbeResult
     from crossdock.emulation.qemu import QemuBinary
 
-__all__ = ["Emulator", "How", "Running"]
+__all__ = ["Emulator", "How", "Running", "runs_unaided"]
 
 #: 32-bit architectures that a 64-bit machine of the key may run without help; whether it does is tried
 _COMPATIBLE = {"amd64": ("386",), "arm64": ("arm",), "s390x": (), "mips64": ("mips",), "ppc64": ("ppc",)}
@@ -102,22 +102,17 @@ class Emulator:
     def _decide(self, name: str) -> Running:
         architecture = _architecture(name)
         self._try_private()
-        if name in _COMPATIBLE.get(local_platform().architecture, ()) and self._runs_unaided(architecture):
-            return Running(name, How.NATIVE)
+        if (known := self._known.get(name)) is not None:
+            return known
         binary = self.binaries.get(name)
         if self._private is not None and name in self._private.registered:
             return Running(name, How.PRIVATE, binary)
         if self._private is None and run_probe(architecture, self._work_dir).ran:
-            return Running(name, How.HOST, binary)
+            compatible = name in _COMPATIBLE.get(local_platform().architecture, ())
+            return Running(name, How.NATIVE if compatible else How.HOST, binary)
         if binary is not None and binary.static:
             return Running(name, How.PREFIXED, binary)
         raise _no_emulator(architecture, binary)
-
-    def _runs_unaided(self, architecture: Architecture) -> bool:
-        """Whether the processor runs it; with private handlers a handler of ours would say nothing."""
-        if self._private is not None:
-            return architecture.name not in self._private.registered
-        return run_probe(architecture, self._work_dir).ran
 
     def _try_private(self) -> None:
         if self._private_tried:
@@ -138,11 +133,7 @@ class Emulator:
         try:
             private = PrivateBinfmt.mount(self._work_dir / "binfmt_misc")
             # Nothing is registered yet: what runs now runs without help and must not get a handler.
-            unaided = {
-                name
-                for name in _COMPATIBLE.get(here, ())
-                if run_probe(_architecture(name), self._work_dir).ran
-            }
+            unaided = {a.name for a in ARCHITECTURES if runs_unaided(a, self._work_dir)}
             wanted = [binary for name, binary in static.items() if name not in unaided | {here}]
             private.register(wanted, preserve_argv0=_keeps_argv0(wanted))
         except OSError as exc:
@@ -157,6 +148,12 @@ class Emulator:
         compatible = _COMPATIBLE.get(local_platform().architecture, ())
         missing = [a for a in ARCHITECTURES if a.name not in have and a.name not in compatible]
         return [a.name for a in missing if run_probe(a, self._work_dir).ran]
+
+
+def runs_unaided(architecture: Architecture, directory: Path) -> bool:
+    """Whether the processor runs a 32-bit architecture by itself; ask where no handler for it exists."""
+    names = _COMPATIBLE.get(local_platform().architecture, ())
+    return architecture.name in names and run_probe(architecture, directory).ran
 
 
 def _architecture(name: str) -> Architecture:
