@@ -21,7 +21,7 @@ class _RecordType(type):
     _fields: tuple[str, ...]
     _defaults: dict[str, Any]
 
-    def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> _RecordType:  # noqa: N804
+    def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any]) -> _RecordType:
         own = [
             k for k, v in namespace.get("__annotations__", {}).items() if not str(v).startswith("ClassVar")
         ]
@@ -71,7 +71,7 @@ class Record(metaclass=_RecordType):
         return tuple(getattr(self, name) for name in type(self)._fields)
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self._values() == other._values()  # type: ignore[attr-defined]
+        return type(other) is type(self) and self._values() == other._values()
 
     def __hash__(self) -> int:
         return hash((type(self), self._values()))

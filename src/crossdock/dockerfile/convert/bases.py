@@ -25,7 +25,6 @@ from crossdock.dockerfile.text import closest
 from crossdock.errors import CrossdockError, UsageError
 from crossdock.image.config import ImageConfig
 from crossdock.image.digest import parse_digest
-from crossdock.image.platform import Platform
 from crossdock.image.reference import parse_reference
 from crossdock.llb.ops import SourceOp
 
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from crossdock.dockerfile.convert.job import Job
     from crossdock.dockerfile.convert.options import ImageResolver, ResolvedImage
     from crossdock.dockerfile.convert.stage import StageState
+    from crossdock.image.platform import Platform
     from crossdock.llb.graph import Output
 
 __all__ = [

@@ -5,6 +5,7 @@ Spec: moby/buildkit ``frontend/dockerfile/dockerfile2llb``.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from crossdock.dockerfile.expand import ExpandError, expand
@@ -24,10 +25,9 @@ def shown_command(text: str, env: Mapping[str, str], escape: str, *, for_shell: 
 
     ``for_shell`` keeps quotes and unset variables, which the shell will see.
     """
-    try:
+    # What cannot be expanded is shown as written; a real problem is reported by the instruction itself.
+    with suppress(ExpandError):
         text = expand(text, env, escape=escape, keep_quotes=for_shell, keep_unset=for_shell).text
-    except ExpandError:
-        pass  # shown as written; a real problem is reported by the instruction itself
     keyword, space, rest = text.partition(" ")
     return keyword.upper() + space + rest
 
@@ -74,7 +74,8 @@ def _target(env: Mapping[str, str]) -> Platform | None:
         if key in parts:
             parts[key] = env[key]
             found = True
-    return Platform(*parts.values()) if found else None
+    os_name, arch, variant = parts.values()
+    return Platform(os_name, arch, variant) if found else None
 
 
 def summary_of(body: str) -> str:

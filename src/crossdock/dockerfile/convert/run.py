@@ -136,10 +136,8 @@ def _script(state: StageState, instruction: Run) -> tuple[tuple[str, ...], Ref |
     except ExpandError:
         alone = False
     if not alone:
-        parts = [command]
-        for file in files:
-            parts.append(f"\n{file.data}{file.name}")
-        return ("".join(parts),), None, shown
+        bodies = (f"\n{file.data}{file.name}" for file in files)
+        return ("".join((command, *bodies)),), None, shown
     first = files[0]
     shown += f" ({summary_of(first.data)})"
     body = strip_tabs(first.data) if first.strip else first.data

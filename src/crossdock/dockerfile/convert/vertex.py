@@ -70,7 +70,7 @@ class Ref(NamedTuple):
     """One output of a vertex; scratch is ``None`` wherever a ``Ref`` may stand."""
 
     vertex: Vertex
-    index: int = 0
+    number: int = 0
 
     def output(self) -> Output:
         """Return the finished output."""
@@ -78,7 +78,7 @@ class Ref(NamedTuple):
         if made is None:
             msg = "vertex is not finished"
             raise TypeError(msg)
-        return made if made.index == self.index else Output(made.node, self.index)
+        return made if made.index == self.number else Output(made.node, self.number)
 
 
 #: finished nodes by digest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crossdock.dockerfile.record import Record
 from crossdock.dockerfile.text import did_you_mean
@@ -54,8 +54,8 @@ class Statement:
         self.escape = escape
         self.heredocs: tuple[Heredoc, ...] = ()
 
-    def common(self) -> dict[str, object]:
-        """Return the fields of :class:`Instruction`."""
+    def common(self) -> dict[str, Any]:
+        """Return the fields of :class:`Instruction`, to be passed on as keywords."""
         return {
             "keyword": self.keyword,
             "text": self.line.text,

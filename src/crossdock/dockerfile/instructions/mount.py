@@ -5,7 +5,7 @@ Spec: Dockerfile reference "RUN --mount".
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crossdock.dockerfile.record import Record
 from crossdock.dockerfile.text import did_you_mean, parse_bool, quote
@@ -95,7 +95,7 @@ def parse_mount(text: str, expander: Callable[[str], str]) -> MountSpec:
 
     Raises: MountError.
     """
-    out: dict[str, object] = {"type": "bind"}
+    out: dict[str, Any] = {"type": "bind"}
     for field in _fields(text):
         key, equals, value = field.partition("=")
         key = key.lower()
@@ -117,7 +117,7 @@ def _fields(text: str) -> list[str]:
         raise MountError(msg) from None
 
 
-def _set_field(out: dict[str, object], name: str, key: str, field: str, value: str) -> None:
+def _set_field(out: dict[str, Any], name: str, key: str, field: str, value: str) -> None:
     if key not in _KEYS:
         raise MountError(did_you_mean(f"unexpected key '{key}' in '{field}'", key, _KEYS))
     kind = str(out["type"])
@@ -184,7 +184,7 @@ def _size(key: str, value: str) -> int:
     return int(float(text) * scale) if "." in text else int(text) * scale
 
 
-def _checked(out: dict[str, object]) -> MountSpec:
+def _checked(out: dict[str, Any]) -> MountSpec:
     kind = str(out["type"])
     if kind not in ("secret", "ssh", "cache"):
         for name in ("mode", "uid", "gid"):
@@ -203,7 +203,7 @@ def _checked(out: dict[str, object]) -> MountSpec:
     return MountSpec(**out)
 
 
-def _check_secret(out: dict[str, object]) -> None:
+def _check_secret(out: dict[str, Any]) -> None:
     if out.get("from_"):
         msg = "secret mount should not have a from"
     elif out.get("sharing"):

@@ -5,7 +5,7 @@ Spec: Dockerfile reference "check" directive; moby/buildkit ``frontend/dockerfil
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crossdock.dockerfile.record import Record
 from crossdock.dockerfile.text import parse_bool, quote
@@ -64,7 +64,7 @@ def parse_check_options(text: str) -> CheckOptions:
 
     Raises: ValueError.
     """
-    values: dict[str, object] = {}
+    values: dict[str, Any] = {}
     text = text.strip()
     for part in text.split(";", 2) if text else ():
         key, equals, value = part.partition("=")
