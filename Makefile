@@ -33,7 +33,7 @@ bench: setup-bench ## compare with the peers on PATH; writes bench/README.md's t
 	@$(BIN)/python bench/run.py
 
 docs: setup ## make the generated pages of docs/ from the code
-	@$(BIN)/python scripts/docs.py
+	@$(BIN)/python scripts/makedocs.py
 
 clean: ## remove .venv and caches of tools (not the store, not the developer cache)
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

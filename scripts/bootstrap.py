@@ -105,10 +105,17 @@ def apt(arguments: list[str]) -> None:
         if not sudo:
             raise SetupError(f"not root and no sudo; run as root:\n  apt-get {' '.join(arguments)}")
         env = [sudo, *env]
-    done = subprocess.run([*env, *command], check=False)
+    done = subprocess.run(
+        [*env, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
     # an unreachable third-party source makes `update` fail although the distribution's lists are there
     if done.returncode != 0 and arguments[0] != "update":
-        raise SetupError(f"apt-get {' '.join(arguments)} failed")
+        raise SetupError(f"apt-get {' '.join(arguments)} failed:\n{done.stdout[-3000:]}")
 
 
 def check_elsewhere() -> None:

@@ -92,16 +92,25 @@ def run_as(name: str, tree: Path, arguments: Sequence[str]) -> int:
         *("env", "-i", f"HOME={entry.pw_dir}", f"USER={name}", f"LOGNAME={name}", "LANG=C.UTF-8"),
         "PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin",
         f"CROSSDOCK_DEV_CACHE={privateapt.cache_dir()}",
+        f"TMPDIR={_temporary(entry)}",
         *keep,
     ]
     return pytest(tree, prefix, arguments)
+
+
+def _temporary(entry: pwd.struct_passwd) -> Path:
+    """A temporary folder that goes with the user's home."""
+    folder = Path(entry.pw_dir) / "t"
+    folder.mkdir(exist_ok=True)
+    os.chown(folder, entry.pw_uid, entry.pw_gid)
+    return folder
 
 
 @contextlib.contextmanager
 def scratch_user() -> Iterator[str]:
     """A new ordinary user with a home in /var/tmp and subordinate ids; removed at the end."""
     name = f"cdtest{os.getpid()}"
-    home = Path(tempfile.mkdtemp(prefix="crossdock-user-", dir="/var/tmp"))
+    home = Path(tempfile.mkdtemp(prefix="cd", dir="/var/tmp"))  # short: sockets are below it
     home.rmdir()  # useradd makes it, with the right owner
     _run(["useradd", "--create-home", "--home-dir", str(home), "--user-group", "--shell", "/bin/sh", name])
     try:

@@ -33,6 +33,11 @@ _NAMES = (
     "TERM",
     "TZ",
     "GITHUB_ACTIONS",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
 )
 _KEEP = ("CROSSDOCK_DEV_CACHE", "CROSSDOCK_DEV_UNPACKED", "CROSSDOCK_DEBIAN_MIRROR")
 #: what a case may need to wind down (a thread that was told to end, a child being reaped)

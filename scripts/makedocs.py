@@ -1,7 +1,7 @@
 """Make the reference pages of docs/ from the code: commands, Python names, errors.
 
-python scripts/docs.py            rewrite docs/reference/*.md
-python scripts/docs.py --check    fail when they are not what the code says, or when a link leads nowhere
+python scripts/makedocs.py            rewrite docs/reference/*.md
+python scripts/makedocs.py --check    fail when they are not what the code says, or when a link leads nowhere
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def main() -> int:
     """Command line."""
     check = "--check" in sys.argv[1:]
     stale = []
-    for name, make in PAGES.items():
+    for name in PAGES:
         path = REFERENCE / name
-        text = _NOTE + make()
+        text = page(name)
         if check and (not path.exists() or path.read_text() != text):
             stale.append(f"{path.relative_to(TOP)} is not what the code says: run `make docs`")
         elif not check:
@@ -43,6 +43,11 @@ def main() -> int:
     for problem in problems:
         print(f"docs: {problem}", file=sys.stderr)
     return 1 if problems else 0
+
+
+def page(name: str) -> str:
+    """The text of a page, as the code says it now."""
+    return _NOTE + PAGES[name]()
 
 
 def cli_page() -> str:
