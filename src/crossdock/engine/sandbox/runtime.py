@@ -54,24 +54,29 @@ class Runtime(NamedTuple):
         state: Path,
         bundle: Path,
         step_id: str,
-        manage_cgroups: bool,
+        wrap: Callable[[list[str]], list[str]] | None = None,
         log: Callable[[int, bytes], None],
         cancel: CancelToken,
         idle: Callable[[int, float], None] | None = None,
     ) -> Outcome:
         """Run the step described by ``bundle/config.json`` to its end.
 
-        ``log`` gets (1 or 2, bytes) in the calling thread; ``idle`` is called about once a second with the runtime's
+        ``wrap`` turns the runtime's command into one that runs it, e.g. inside a control group. ``log`` gets (1 or 2,
+        bytes) in the calling thread; ``idle`` is called about once a second with the runtime's
         PID and the seconds since the last output. Returns only when every process of the step is gone.
         Raises: the token's cause when cancelled; SandboxError when the runtime cannot be started.
         """
         runtime_log = bundle / "runtime.log"
         argv = [self.name, "--root", str(state), "--log", str(runtime_log), "--log-format", "json"]
-        if self.name == "crun" and not manage_cgroups:
+        if self.name == "crun":
             argv += ["--cgroup-manager", "disabled"]
         argv += ["run", "--bundle", str(bundle), step_id]
+        path = self.path
+        if wrap is not None:
+            argv = wrap([path, *argv[1:]])
+            path = argv[0]
         cancel.check()
-        process = _Process.start(self.path, argv, run_dir=str(state))
+        process = _Process.start(path, argv, run_dir=str(state))
         try:
             with cancel.waking(process.wake):
                 process.pump(log, idle=idle, cancelled=lambda: cancel.cancelled)

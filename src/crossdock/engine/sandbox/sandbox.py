@@ -12,6 +12,7 @@ import os
 import shutil
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossdock.engine.sandbox import mounts, stubs
@@ -25,7 +26,14 @@ from crossdock.engine.sandbox.spec import (
     SpecInput,
     runtime_spec,
 )
-from crossdock.engine.sandbox.step import BindMount, SecretMount, SshMount, StepResult, TmpfsMount
+from crossdock.engine.sandbox.step import (
+    BindMount,
+    SecretMount,
+    SshMount,
+    StepFailure,
+    StepResult,
+    TmpfsMount,
+)
 from crossdock.engine.sandbox.users import StepUser, resolve_user
 from crossdock.errors import SandboxError
 from crossdock.image.platform import local_platform
@@ -33,10 +41,10 @@ from crossdock.llb.ops import NetMode, SecurityMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from crossdock.cancel import CancelToken
     from crossdock.emulation.emulator import Emulator
+    from crossdock.engine.sandbox import cgroups
     from crossdock.engine.sandbox.runtime import Outcome, Runtime
     from crossdock.engine.sandbox.step import StepMount, StepSpec
     from crossdock.engine.sandbox.worker import WorkerInfo
@@ -45,6 +53,10 @@ __all__ = ["Sandbox"]
 
 _FILE_BIND = ("rbind", "ro", "nosuid", "noexec", "nodev")
 _TTY_GROUP = 5
+_TAIL_BYTES = 4096
+#: architectures that a 64-bit machine may run natively; with an emulator the personality changes nothing
+_NATIVE_32 = frozenset({"386", "arm", "ppc", "mips", "mipsle"})
+_SIGNAL_BASE, _LAST_SIGNAL = 128, 64
 
 
 class Sandbox:
@@ -120,15 +132,34 @@ class Sandbox:
                 )
             given = self._spec_input(step, user, oci_mounts)
             (bundle / "config.json").write_text(json.dumps(runtime_spec(given)), encoding="utf-8")
+            group, warnings = self._group(step, step_id, stack)
+            output = _Tail(log)
             outcome = self.runtime.run(
                 state=self._state,
                 bundle=bundle,
                 step_id=step_id,
-                manage_cgroups=False,
-                log=log,
+                wrap=group.command if group is not None else None,
+                log=output,
                 cancel=cancel,
             )
-            return _result(step, outcome)
+            result = _result(step, outcome, output.tail, oom=group is not None and group.oom_kills() > 0)
+            return replace(result, warnings=warnings) if warnings else result
+
+    def _group(
+        self, step: StepSpec, step_id: str, stack: ExitStack
+    ) -> tuple[cgroups.Group | None, tuple[str, ...]]:
+        if step.resources is None:
+            return None, ()
+        from crossdock.engine.sandbox.cgroups import Unavailable, find_limits
+
+        hierarchy = Path("/sys/fs/cgroup") if self.info.cgroups != "hybrid" else self.info.run_dir / "cgroup"
+        limits = find_limits(self.info.cgroups, hierarchy, parent=step.cgroup_parent)
+        if isinstance(limits, Unavailable):
+            return None, (f"the step runs without its resource limits: {limits.reason}",)
+        try:
+            return stack.enter_context(limits.group(step_id, step.resources)), ()
+        except OSError as exc:
+            return None, (f"the step runs without its resource limits: {exc.filename}: {exc.strerror}",)
 
     def _emulated(self, step: StepSpec) -> tuple[StepSpec, tuple[OciMount, ...]]:
         """Make the step's platform runnable; returns the step and mounts it takes. Raises: EmulationError."""
@@ -192,8 +223,7 @@ class Sandbox:
             may_set_groups=self.info.ids != "single",
             seccomp=None if step.security is SecurityMode.INSECURE else seccomp,
             annotations={} if step.security is SecurityMode.INSECURE else annotations,
-            cgroups_path="",
-            resources=None,
+            linux32=step.platform is not None and step.platform.architecture in _NATIVE_32,
             network_path="",
         )
 
@@ -230,7 +260,8 @@ def _capability_bound() -> frozenset[str]:
 def _oci_mount(mount: StepMount, private: Path, stack: ExitStack) -> OciMount:
     match mount:
         case BindMount():
-            mode = "rro" if mount.readonly else "rw"
+            # crun opens what it makes recursively read-only as a directory.
+            mode = ("rro" if mount.source.is_dir() else "ro") if mount.readonly else "rw"
             return OciMount(mount.dest, "bind", str(mount.source), ("rbind", mode))
         case TmpfsMount():
             options = ["nosuid", "noexec", "nodev"] if mount.dest == "/dev/shm" else ["nosuid"]  # noqa: S108
@@ -253,10 +284,40 @@ def _oci_mount(mount: StepMount, private: Path, stack: ExitStack) -> OciMount:
             return OciMount(mount.dest, "bind", str(private), _FILE_BIND)
 
 
-def _result(step: StepSpec, outcome: Outcome) -> StepResult:
-    if outcome.error:
-        from crossdock.engine.sandbox.execfail import explain
+class _Tail:
+    """Passes output on and keeps the end of it, for :func:`execfail.explain_output`."""
 
-        return explain(step, outcome.error)
+    __slots__ = ("_log", "tail")
+
+    def __init__(self, log: Callable[[int, bytes], None]) -> None:
+        self._log = log
+        self.tail = b""
+
+    def __call__(self, stream: int, data: bytes) -> None:
+        self.tail = (self.tail + data)[-_TAIL_BYTES:]
+        self._log(stream, data)
+
+
+def _result(step: StepSpec, outcome: Outcome, tail: bytes, *, oom: bool) -> StepResult:
     code = outcome.exit_code
-    return StepResult(exit_code=code, signal=code - 128 if 128 < code < 193 else None)
+    if code == 0:
+        return StepResult(exit_code=0)
+    from crossdock.engine.sandbox import execfail
+
+    if outcome.error:
+        return execfail.explain(step, outcome.error)
+    if oom:
+        limit = step.resources.memory if step.resources is not None else 0
+        return StepResult(
+            exit_code=code,
+            signal=_signal(code),
+            failure=StepFailure.OUT_OF_MEMORY,
+            explanation=f"a process of the step was killed because it used more than {limit} bytes of memory",
+            hint="raise --resource memory=…",
+        )
+    explained = execfail.explain_output(step, code, tail)
+    return explained or StepResult(exit_code=code, signal=_signal(code))
+
+
+def _signal(code: int) -> int | None:
+    return code - _SIGNAL_BASE if _SIGNAL_BASE < code <= _SIGNAL_BASE + _LAST_SIGNAL else None

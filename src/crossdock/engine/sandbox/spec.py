@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from crossdock.engine.sandbox.users import StepUser
-    from crossdock.llb.ops import LinuxResources, Ulimit
+    from crossdock.llb.ops import Ulimit
 
 __all__ = ["ALL_CAPABILITIES", "DEFAULT_CAPABILITIES", "OciMount", "SpecInput", "runtime_spec"]
 
@@ -97,9 +97,8 @@ class SpecInput(NamedTuple):
     #: OCI seccomp object, or ``None``
     seccomp: Mapping[str, object] | None
     annotations: Mapping[str, str]
-    #: cgroup path and limits, where the runtime manages them
-    cgroups_path: str
-    resources: LinuxResources | None
+    #: 32-bit programs run natively on a 64-bit machine: uname shows the 32-bit one, as under emulation
+    linux32: bool
     #: join this network namespace instead of making one
     network_path: str
 
@@ -169,17 +168,22 @@ def _base_mounts(given: SpecInput, *, insecure: bool) -> Sequence[OciMount]:
         dev = OciMount("/dev", "bind", "/dev", ("rbind", "nosuid"))
     else:
         dev = OciMount("/dev", "tmpfs", "tmpfs", ("nosuid", "strictatime", "mode=755", "size=65536k"))
-    # Without a network namespace of its own a user namespace may not mount sysfs.
-    sys_mode = "rw" if insecure else "rro"
     base = [
         proc,
         dev,
         OciMount("/dev/pts", "devpts", "devpts", tuple(pts)),
         OciMount("/dev/shm", "tmpfs", "shm", (*_PRIVATE_FLAGS, "mode=1777", "size=65536k")),  # noqa: S108
         OciMount("/dev/mqueue", "mqueue", "mqueue", _PRIVATE_FLAGS),
-        OciMount("/sys", "bind", "/sys", ("rbind", *_PRIVATE_FLAGS, sys_mode)),
+        _sysfs(given, insecure=insecure),
     ]
     return [mount for mount in base if mount.destination not in replaced]
+
+
+def _sysfs(given: SpecInput, *, insecure: bool) -> OciMount:
+    """A user namespace may mount sysfs only with a network namespace of its own; that one shows no host interface."""
+    if given.network is NetMode.NONE and not insecure:
+        return OciMount("/sys", "sysfs", "sysfs", (*_PRIVATE_FLAGS, "ro"))
+    return OciMount("/sys", "bind", "/sys", ("rbind", *_PRIVATE_FLAGS, "rw" if insecure else "rro"))
 
 
 def _linux(given: SpecInput, *, insecure: bool) -> dict[str, Any]:
@@ -198,24 +202,6 @@ def _linux(given: SpecInput, *, insecure: bool) -> dict[str, Any]:
         linux["readonlyPaths"] = list(_READONLY)
         if given.seccomp is not None:
             linux["seccomp"] = dict(given.seccomp)
-    if given.cgroups_path:
-        linux["cgroupsPath"] = given.cgroups_path
-    if given.resources is not None:
-        linux["resources"] = _resources(given.resources)
+    if given.linux32:
+        linux["personality"] = {"domain": "LINUX32"}
     return linux
-
-
-def _resources(limits: LinuxResources) -> dict[str, Any]:
-    memory = {"limit": limits.memory, "swap": limits.memory_swap}
-    cpu: dict[str, int | str] = {
-        "shares": limits.cpu_shares,
-        "quota": limits.cpu_quota,
-        "period": limits.cpu_period,
-        "cpus": limits.cpuset_cpus,
-        "mems": limits.cpuset_mems,
-    }
-    found = {
-        "memory": {key: value for key, value in memory.items() if value},
-        "cpu": {key: value for key, value in cpu.items() if value},
-    }
-    return {key: value for key, value in found.items() if value}

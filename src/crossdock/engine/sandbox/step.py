@@ -124,3 +124,5 @@ class StepResult:
     explanation: str = ""
     #: what to do about it; ``""`` otherwise
     hint: str = ""
+    #: what was asked for and could not be given, e.g. limits where no control group can be made
+    warnings: tuple[str, ...] = ()
