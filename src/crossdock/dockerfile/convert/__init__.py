@@ -12,7 +12,7 @@ from crossdock.dockerfile.convert.job import Job
 from crossdock.dockerfile.lint import CheckOptions, Linter, parse_check_options
 from crossdock.dockerfile.syntax import check_syntax
 from crossdock.errors import DockerfileError, UsageError
-from crossdock.llb.patterns import PatternError, PatternMatcher, parse_ignore_file
+from crossdock.patterns import compile_patterns, read_ignore_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -64,10 +64,10 @@ def converted_jobs(
     check_options = _check_options(dockerfile, options.build_args)
     patterns = _ignore_patterns(dockerfile, options, context)
     try:
-        matcher = PatternMatcher(patterns) if patterns else None
-    except PatternError as exc:
-        summary = f"failed parsing the ignore file: {exc}"
-        raise DockerfileError(summary) from None
+        matcher = compile_patterns(patterns) if patterns else None
+    except UsageError as exc:
+        summary = f"failed parsing the ignore file: {exc.summary}"
+        raise UsageError(summary, hint=exc.hint) from None
     jobs: list[Job] = []
     for number, platform in enumerate(options.platforms or (None,)):
         linter = Linter(check_options, warn if number == 0 else None)
@@ -142,7 +142,7 @@ def _ignore_patterns(
     data = context.read_file(dockerfile.file.name + ".dockerignore", local="dockerfile")
     if data is None:
         data = context.read_file(".dockerignore", local=spec.name if spec is not None else "context")
-    return parse_ignore_file(data) if data else ()
+    return read_ignore_file(data) if data else ()
 
 
 def _epoch(

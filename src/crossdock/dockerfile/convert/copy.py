@@ -286,7 +286,7 @@ class _Copying:
 
     def _check_ignored(self, source: str) -> None:
         job = self.job
-        if job.linter.active and job.ignore is not None and not job.ignore.exceptions:
+        if job.linter.active and job.ignore is not None and not job.ignore.has_negated:
             from crossdock.dockerfile.lint.checks import check_ignored
 
             check_ignored(source, job.ignore, self.i, "Add" if self.add else "Copy", job.linter)

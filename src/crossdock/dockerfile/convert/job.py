@@ -32,7 +32,7 @@ from crossdock.errors import DockerfileError, UsageError
 from crossdock.image.config import ImageConfig
 from crossdock.image.platform import parse_platform
 from crossdock.image.reference import parse_reference
-from crossdock.llb.patterns import parse_ignore_file
+from crossdock.patterns import read_ignore_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from crossdock.errors import SourceRange
     from crossdock.image.platform import Platform
     from crossdock.llb.graph import Output
-    from crossdock.llb.patterns import PatternMatcher
+    from crossdock.patterns import PatternMatcher
 
 __all__ = ["Job"]
 
@@ -460,7 +460,7 @@ class Job:
         """Return the patterns of a named local context's own ignore file."""
         if local not in self._ignores:
             data = self.files.read_file(".dockerignore", local=local)
-            self._ignores[local] = parse_ignore_file(data) if data else ()
+            self._ignores[local] = read_ignore_file(data) if data else ()
         return self._ignores[local]
 
     def remote_context(self) -> Output | None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from crossdock.dockerfile.lint import Linter
     from crossdock.dockerfile.tree import Dockerfile
     from crossdock.errors import SourceRange
-    from crossdock.llb.patterns import PatternMatcher
+    from crossdock.patterns import PatternMatcher
 
 __all__ = [
     "check_base_platform",
@@ -186,7 +186,9 @@ def check_ignored(
 ) -> None:
     """Check that a COPY source is not excluded by the ignore file."""
     path = clean(source)
-    if path in (".", "/") and not any(p in ("*", "**", "**/*") for p in ignore.patterns):
+    if path in (".", "/") and not any(
+        p.text in ("*", "**", "**/*") and not p.negated for p in ignore.patterns
+    ):
         return
     if ignore.matches(path):
         linter.report("CopyIgnoredFile", instruction.where, kind, path, comments=instruction.comments)
