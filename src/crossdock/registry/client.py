@@ -260,18 +260,11 @@ class RegistryClient:
         return Request(method, endpoint, target, subject, (_scope(ref.path, "pull"),))
 
     def _resolve_at(self, endpoint: Endpoint, ref: Reference) -> Descriptor:
-        try:
-            response = self._send(self._manifest("HEAD", endpoint, ref), (200, 400, 404, 405, 406))
-        except RegistryError as exc:
-            if exc.status is None or exc.status in (401, 403, 429):
-                raise
-        else:
-            response.discard()
-            found = _described(response, ref) if response.status == 200 else None
-            if found is not None:
-                return found
-        # HEAD told nothing, or failed without the body that says why.
-        return self._fetch_at(endpoint, ref)[0]
+        response = self._send(self._manifest("HEAD", endpoint, ref), (200, 400, 404, 405, 406))
+        response.discard()
+        found = _described(response, ref) if response.status == 200 else None
+        # A HEAD may tell nothing, or fail without the body that says why.
+        return found if found is not None else self._fetch_at(endpoint, ref)[0]
 
     def _fetch_at(self, endpoint: Endpoint, ref: Reference) -> tuple[Descriptor, bytes]:
         request = self._manifest("GET", endpoint, ref)
@@ -303,7 +296,7 @@ class RegistryClient:
                 self._cancel.check()
                 if attempt == _READ_ATTEMPTS:
                     raise self._broken(request, f"broke off its answer: {exc}") from exc
-                self._cancel.sleep(0.1 * attempt)
+                self._cancel.sleep(self._session.exchange.retry.pause(attempt))
 
     def _broken(self, request: Request, why: str) -> RegistryError:
         from crossdock.registry.failures import protocol_error  # cold path

@@ -148,7 +148,7 @@ class BlobReader(io.RawIOBase):
             )
             self._broken = error
             raise error
-        self._cancel.sleep(0.1 * 2 ** (self._failures - 1))
+        self._cancel.sleep(self._session.exchange.retry.pause(self._failures))
 
     def _connect(self) -> None:
         """Ask for the rest of the blob."""

@@ -32,6 +32,7 @@ _REDIRECTS = 10
 _RETRY_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 #: a registry asking for a longer pause is not waited for
 _LONGEST_PAUSE_S = 30.0
+_LONGEST_BACKOFF_S = 8.0
 _SAFE = "/:?#[]@!$&'()*+,;=%~-._"
 #: how servers say that they were spoken to without TLS
 _WANTS_TLS = (b"HTTP request to an HTTPS server", b"sent to HTTPS port", b"to an SSL-enabled server port")
@@ -42,6 +43,11 @@ class RetryPolicy(NamedTuple):
 
     attempts: int = 5
     pause_s: float = 0.25
+
+    def pause(self, failures: int) -> float:
+        """Return the seconds to wait after so many failures; the clock's low digits spread clients."""
+        doubled = min(self.pause_s * (1 << failures >> 1), _LONGEST_BACKOFF_S)
+        return doubled * (1 + time.monotonic_ns() % 1000 / 4000)
 
 
 class RedirectRefused(Exception):
@@ -81,7 +87,6 @@ class Exchange:
 
         Raises: TransportFailure when none came; RedirectRefused; the token's cause when cancelled.
         """
-        pause = self.retry.pause_s
         attempt = 0
         while True:
             cancel.check()
@@ -91,10 +96,10 @@ class Exchange:
                 response = self._send_once(out, cancel)
             except TransportFailure as failure:
                 failure.attempts = attempt
-                if not _worth_repeating(failure, last=last, attempt=attempt):
+                if not out.repeatable or not _worth_repeating(failure, last=last, attempt=attempt):
                     raise
                 _debug("%s %s: %s; trying again", out.method, redact(failure.url), failure)
-                wait = 0.0 if failure.reused else pause
+                wait = 0.0 if failure.reused else self.retry.pause(attempt)
             else:
                 response.attempts = attempt
                 if response.status not in _RETRY_STATUSES or last:
@@ -104,10 +109,8 @@ class Exchange:
                     return response
                 _debug("%s %s: %d; trying again", out.method, redact(response.url), response.status)
                 response.discard()
-                wait = pause if asked is None else asked
-            # The clock's low digits spread clients that failed together.
-            cancel.sleep(wait * (1 + time.monotonic_ns() % 1000 / 4000))
-            pause = min(pause * 2, 8.0)
+                wait = self.retry.pause(attempt) if asked is None else asked
+            cancel.sleep(wait)
 
     def origin_url(self, endpoint: Endpoint) -> str:
         """Return ``scheme://host[:port]`` of an endpoint, with the scheme it is known or assumed to speak."""

@@ -55,6 +55,12 @@ class StreamBody:
         self.size = size
         self.blocks = blocks
 
+    def close(self) -> None:
+        """End the producer, wherever it stands: a generator closes what it has open."""
+        close = getattr(self.blocks, "close", None)
+        if close is not None:
+            close()
+
 
 class Connection:
     """One connection; a single exchange at a time. Owned by whoever took it from the pool."""
@@ -99,7 +105,16 @@ class Connection:
         if not isinstance(body, StreamBody):
             self.sock.sendall(head + (body or b""))
             return
-        self.sock.sendall(head)
+        try:
+            self.sock.sendall(head)
+            sent = self._send_blocks(body, check)
+        finally:
+            body.close()
+        if sent != body.size:
+            summary = f"a request body of {body.size} bytes turned out to have {sent} or more"
+            raise InternalError(summary)
+
+    def _send_blocks(self, body: StreamBody, check: Callable[[], None]) -> int:
         sent = 0
         for block in body.blocks:
             check()
@@ -107,9 +122,7 @@ class Connection:
             if sent > body.size:
                 break
             self.sock.sendall(block)
-        if sent != body.size:
-            summary = f"a request body of {body.size} bytes turned out to have {sent} or more"
-            raise InternalError(summary)
+        return sent
 
     def receive(self, method: str, release: Callable[[Connection, bool], None]) -> Response:
         """Read the head of the final answer; ``release(connection, reusable)`` is called when its body ends.
@@ -165,7 +178,7 @@ class Connection:
         except ProtocolError as exc:
             raise NotHttp(bytes(self._buffer)) from exc
         except BodyCut as exc:
-            if self._buffer:
+            if self._buffer and not self._buffer.startswith(b"HTTP/1."):
                 raise NotHttp(bytes(self._buffer)) from exc
             raise
         match = _STATUS.match(line)

@@ -116,7 +116,7 @@ class Upload:
             except RegistryError as exc:
                 failures += 1
                 self._judge(exc, failures)
-                self._cancel.sleep(min(0.1 * 2**failures, 5.0))
+                self._cancel.sleep(self._session.exchange.retry.pause(failures))
             else:
                 return
             location, offset = self._where(location)
