@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 from crossdock.engine.cache.beneath import open_beneath
 from crossdock.engine.cache.layerview import hash_fd, read_xattrs
 from crossdock.engine.cache.parallel import for_chunks
-from crossdock.engine.cache.statcache import Known
 from crossdock.engine.cache.view import Node
 from crossdock.errors import ContextError
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from crossdock.cancel import CancelToken
-    from crossdock.engine.cache.statcache import StatCache
+    from crossdock.engine.store.statcache import StatTable
     from crossdock.patterns.filter import PathFilter
 
 __all__ = ["LocalView"]
@@ -45,15 +44,16 @@ class LocalView:
     Raises: ContextError when the directory cannot be opened.
     """
 
-    __slots__ = ("_cache", "_digests", "_fd", "_filter", "_lock", "_root", "root_path")
+    __slots__ = ("_digests", "_fd", "_filter", "_lock", "_root", "_table", "root_path")
 
-    def __init__(self, root: Path, filter_: PathFilter | None, cache: StatCache | None) -> None:
+    def __init__(self, root: Path, filter_: PathFilter | None, table: StatTable | None) -> None:
         self.root_path = root
         self._filter = filter_
-        self._cache = cache
+        self._table = table
         # Guards listing; a directory is listed once.
         self._lock = threading.RLock()
-        self._digests: dict[str, Known] = {}
+        #: path -> sha256, and whether the file has attributes worth reading
+        self._digests: dict[str, tuple[bytes, bool]] = {}
         try:
             self._fd = os.open(root, _DIRECTORY | os.O_CLOEXEC)
         except OSError as exc:
@@ -67,8 +67,8 @@ class LocalView:
             if self._fd >= 0:
                 os.close(self._fd)
                 self._fd = -1
-                if self._cache is not None:
-                    self._cache.save()
+                if self._table is not None:
+                    self._table.save()
 
     def root(self) -> Node:
         """Return the root directory."""
@@ -110,7 +110,7 @@ class LocalView:
         """Return the attributes that images keep; links and special files have none."""
         if node.is_file:
             known = self._known(node)
-            if known is not None and not known.has_xattrs:
+            if known is not None and not known[1]:
                 return ()
         elif not node.is_dir:
             return ()
@@ -128,7 +128,7 @@ class LocalView:
         unknown = [node for node in nodes if self._known(node) is None]
         if unknown:
             for_chunks(unknown, _CHUNK, self._read_all, cancel)
-        return [self._digests[node.path].sha256 for node in nodes]
+        return [self._digests[node.path][0] for node in nodes]
 
     def unchanged(self, node: Node, st: os.stat_result) -> None:
         """Check the stat of an open file against what the build saw before. Raises: ContextError."""
@@ -146,12 +146,12 @@ class LocalView:
 
     # --- inside ---
 
-    def _known(self, node: Node) -> Known | None:
+    def _known(self, node: Node) -> tuple[bytes, bool] | None:
         known = self._digests.get(node.path)
-        if known is None and self._cache is not None:
-            known = self._cache.get(node.path, node.st)
-            if known is not None:
-                self._digests[node.path] = known
+        if known is None and self._table is not None:
+            digest = self._table.get(node.path, node.st)
+            if digest is not None:
+                known = self._digests[node.path] = (digest, False)
         return known
 
     def _read_all(self, nodes: Sequence[Node]) -> None:
@@ -167,10 +167,10 @@ class LocalView:
             finally:
                 os.close(fd)
             self.unchanged(node, st)
-            known = Known(st.st_ino, st.st_size, st.st_mtime_ns, st.st_ctime_ns, has_xattrs, digest)
-            self._digests[node.path] = known
-            if self._cache is not None:
-                self._cache.put(node.path, known, read_at)
+            self._digests[node.path] = (digest, has_xattrs)
+            # The table keeps no attributes: what it holds has none.
+            if self._table is not None and not has_xattrs:
+                self._table.record(node.path, st, digest, read_at)
 
     def _list(self, node: Node) -> dict[str, Node]:
         for attempt in range(_LISTINGS):

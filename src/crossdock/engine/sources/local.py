@@ -1,0 +1,122 @@
+"""Local directories as build sources, read in place.
+
+Spec: moby/buildkit ``source/local``; attributes ``local.includepattern`` and ``local.excludepatterns``. The others say how to
+transfer files between machines or name sessions, which is not done here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from crossdock.engine.cache.refs import LocalTree
+from crossdock.engine.ops.base import BaseOp
+from crossdock.engine.solver import CacheMap, KeyHasher
+from crossdock.errors import ContextError, SolveError
+from crossdock.llb.ops import SourceOp
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from crossdock.engine.cache.localview import LocalView
+    from crossdock.engine.ops.env import OpEnv
+    from crossdock.engine.solver import OpContext, Result
+    from crossdock.engine.store import Store
+    from crossdock.llb.graph import Node
+
+__all__ = ["LocalSolverOp", "LocalSources"]
+
+_SCHEME = "local://"
+
+
+class LocalSources:
+    """The directories of one solve, by name (``context``, ``dockerfile``, ...). Close it when the solve is over.
+
+    Safe from any thread.
+    """
+
+    def __init__(self, directories: Mapping[str, Path], store: Store) -> None:
+        self._directories = dict(directories)
+        self._store = store
+        # Guards _views.
+        self._lock = threading.Lock()
+        self._views: dict[tuple[str, tuple[str, ...], tuple[str, ...]], LocalView] = {}
+
+    @property
+    def identity(self) -> str:
+        """Tells these directories from those of other solves."""
+        hasher = KeyHasher("local-sources")
+        for name in sorted(self._directories):
+            hasher.text(name, os.path.realpath(self._directories[name]))
+        return hasher.finish()
+
+    def view(self, name: str, include: tuple[str, ...], exclude: tuple[str, ...]) -> LocalView:
+        """Return a view of a directory; the same one for the same patterns.
+
+        Raises: ContextError when there is no such directory; UsageError for a malformed pattern.
+        """
+        from crossdock.engine.cache.localview import LocalView
+        from crossdock.engine.cache.select import path_filter
+
+        root = self._directories.get(name)
+        if root is None:
+            summary = f"the build has no local directory named {name}"
+            raise ContextError(summary)
+        with self._lock:
+            key = (name, include, exclude)
+            view = self._views.get(key)
+            if view is None:
+                table = self._store.stats.load(os.path.realpath(root))
+                view = self._views[key] = LocalView(root, path_filter(include, exclude), table)
+        return view
+
+    def close(self) -> None:
+        """Close the views and save what they learned."""
+        with self._lock:
+            for view in self._views.values():
+                view.close()
+
+
+class LocalSolverOp(BaseOp):
+    """A ``local://`` source: never cached, keyed by content wherever it is used."""
+
+    __slots__ = ("_exclude", "_include", "_name", "_sources")
+
+    def __init__(self, node: Node, env: OpEnv, sources: LocalSources) -> None:
+        super().__init__(node, env)
+        if not isinstance(node.op, SourceOp) or not node.op.identifier.startswith(_SCHEME):
+            summary = "invalid local source"
+            raise SolveError(summary, vertex=self.vertex)
+        self._sources = sources
+        self._name = node.op.identifier.removeprefix(_SCHEME)
+        attrs = node.op.attrs
+        self._include = _patterns(attrs, "local.includepattern")
+        self._exclude = _patterns(attrs, "local.excludepatterns")
+
+    def cache_map(self, ctx: OpContext) -> CacheMap:  # noqa: ARG002
+        """Key: the directory and the patterns; it holds for this process only."""
+        hasher = KeyHasher("local").text("sources", self._sources.identity).text("name", self._name)
+        hasher.texts("include", self._include).texts("exclude", self._exclude)
+        return CacheMap(hasher.finish(), volatile=True)
+
+    def execute(self, inputs: Sequence[Result], ctx: OpContext) -> Sequence[Result]:  # noqa: ARG002
+        """Open the directory; nothing is read yet."""
+        return [LocalTree(self._name, self._sources.view(self._name, self._include, self._exclude))]
+
+
+def _patterns(attrs: Mapping[str, str], name: str) -> tuple[str, ...]:
+    text = attrs.get(name, "")
+    if not text:
+        return ()
+    try:
+        value = json.loads(text)
+    except ValueError as exc:
+        summary = f"{name} is not a JSON list: {text!r}"
+        raise SolveError(summary) from exc
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        summary = f"{name} is not a JSON list of strings: {text!r}"
+        raise SolveError(summary)
+    return tuple(value)
