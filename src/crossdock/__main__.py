@@ -11,7 +11,9 @@ import sys
 __all__ = ["main", "plugin_main"]
 
 _METADATA_COMMAND = "docker-cli-plugin-metadata"
-_METADATA = '{"SchemaVersion":"0.1.0","Vendor":"Crossdock","Version":"v%s","ShortDescription":"Docker Buildx"}\n'
+_METADATA = (
+    '{"SchemaVersion":"0.1.0","Vendor":"Crossdock","Version":"v%s","ShortDescription":"Docker Buildx"}\n'
+)
 
 
 def main() -> int:

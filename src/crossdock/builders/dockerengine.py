@@ -46,14 +46,14 @@ def connect(endpoint: DockerEndpoint, *, timeout_s: float | None = None) -> HTTP
         path = url.path or "/var/run/docker.sock"
         connection = http.client.HTTPConnection("docker", timeout=timeout_s)
 
-        def open_unix(*_address: object, **_options: object) -> socket.socket:
+        def open_unix() -> None:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             sock.settimeout(timeout_s)
             sock.connect(path)
-            return sock
+            connection.sock = sock
 
-        # http.client makes its socket through this attribute; a test of the standard library relies on it too.
-        connection._create_connection = open_unix  # type: ignore[attr-defined]
+        # Its own connect() sets TCP options, which unix sockets refuse.
+        connection.connect = open_unix  # type: ignore[method-assign]
         return connection
     if url.scheme in ("tcp", "http", "https") and url.hostname:
         if endpoint.tls_dir or url.scheme == "https":

@@ -76,7 +76,9 @@ class Node:
             platforms=tuple(Platform.from_json(p).normalised() for p in data.get("Platforms") or ()),
             driver_opts=_str_map(data.get("DriverOpts")),
             flags=None if data.get("Flags") is None else [str(f) for f in data["Flags"]],
-            files=None if files is None else {str(k): base64.b64decode(v or "") for k, v in files.items()},
+            files=None
+            if files is None
+            else {str(k): base64.b64decode(v or "", validate=True) for k, v in files.items()},
             extra={k: v for k, v in data.items() if k not in _NODE_FIELDS},
         )
 

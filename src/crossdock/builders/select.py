@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from crossdock.builders.drivers.table import DRIVERS, driver_spec
+from crossdock.builders.drivers.table import driver_spec
 from crossdock.builders.model import Node, NodeGroup
 from crossdock.builders.store import BuilderStore
 from crossdock.errors import BuilderError
@@ -20,6 +20,7 @@ from crossdock.errors import BuilderError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from crossdock.builders.request import BuildRequest
     from crossdock.builders.store import Transaction
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "check_new_name",
     "current_builder",
     "default_driver",
+    "docker_or_built_in",
     "find_builder",
     "list_all",
 ]
@@ -77,9 +79,16 @@ def _context_builder(name: str) -> NodeGroup | None:
 
 
 def current_builder(
-    *, plugin: bool = False, notice: Callable[[str], None] | None = None, store: BuilderStore | None = None
+    *,
+    plugin: bool = False,
+    notice: Callable[[str], None] | None = None,
+    store: BuilderStore | None = None,
+    request: BuildRequest | None = None,
 ) -> NodeGroup:
-    """Return the builder to use when none was named; ``notice`` is told when docker's own was passed over."""
+    """Return the builder to use when none was named; ``notice`` is told when docker's own was passed over.
+
+    With a ``request``, docker's own is also passed over when its image store cannot do what is asked.
+    """
     store = store or BuilderStore()
     if store.exists():
         from crossdock.builders.dockerconfig import current_endpoint_key
@@ -88,26 +97,42 @@ def current_builder(
             group = txn.current(current_endpoint_key())
         if group is not None:
             return group
-    if not plugin:
-        return built_in()
-    return _docker_or_built_in(notice)
+    return docker_or_built_in(notice, request) if plugin else built_in()
 
 
-def _docker_or_built_in(notice: Callable[[str], None] | None) -> NodeGroup:
-    """Prefer docker's own engine where it answers and can be used."""
-    if DRIVERS["docker"].target:
-        from crossdock.builders.dockerconfig import current_context, endpoint_of
-        from crossdock.builders.dockerengine import ping
+def docker_or_built_in(
+    notice: Callable[[str], None] | None = None, request: BuildRequest | None = None
+) -> NodeGroup:
+    """Prefer docker's own engine where it answers and can do what is asked."""
+    from crossdock.builders.dockerconfig import current_context, endpoint_of
+    from crossdock.builders.dockerengine import has_containerd_store, ping
 
-        context = current_context()
-        if ping(endpoint_of(context)) is not None:
-            return _context_builder(context) or built_in()
+    context = current_context()
+    endpoint = endpoint_of(context)
+    answer = ping(endpoint)
+    if answer is None:
         why = "no Docker Engine answers"
+    elif answer.builder_version == "1":
+        why = "the Docker Engine has no BuildKit"
+    elif request is not None and _is_demanding(request) and not has_containerd_store(endpoint):
+        why = "the Docker Engine's image store holds one platform of an image and writes no OCI layouts"
     else:
-        why = "builds with the Docker Engine are not available yet"
+        return _context_builder(context) or built_in()
     if notice is not None:
         notice(f"{why}: using the builder {EMBEDDED!r}")
     return built_in()
+
+
+def _is_demanding(request: BuildRequest) -> bool:
+    """Whether a build needs more than an engine with the classic image store can do."""
+    from crossdock.image.platform import local_platform
+
+    return (
+        any(p != local_platform() for p in request.platforms)
+        or any(o.type == "oci" or (o.type == "docker" and o.dest) for o in request.outputs)
+        or any(c.get("type") != "inline" for c in request.cache_to)
+        or any(v is not None for v in request.attests.values())
+    )
 
 
 def list_all(txn: Transaction) -> list[NodeGroup]:

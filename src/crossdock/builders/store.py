@@ -122,7 +122,7 @@ class Transaction:
             summary = f"{path}: not valid JSON: {exc}"
             raise BuilderError(summary, hint="remove the file to get rid of the builder") from exc
         group = NodeGroup.from_json(data, path)
-        group.last_activity = self._activity(group.name)
+        group.last_activity = self._activity(name)
         return group
 
     def save(self, group: NodeGroup) -> None:

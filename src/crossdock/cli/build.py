@@ -113,7 +113,7 @@ def command(globals_: Globals, args: tuple[str, ...], **flags: Any) -> int:
     mode = display_mode(flags)
     warn_ignored(flags)
     request = request_of(args[0], flags)
-    builder = embedded_aware_builder(globals_)
+    builder = embedded_aware_builder(globals_, request)
     _remove_stale(flags["iidfile"])
     result = _run(globals_, builder, request, mode)
     return _finish(request, result, flags, mode)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from crossdock.api import Builder
     from crossdock.builders.model import NodeGroup
+    from crossdock.builders.request import BuildRequest
     from crossdock.cli.command import Globals
 
 __all__ = ["chosen_builder", "confirm", "embedded_aware_builder", "enter_worker", "notice", "timeout_flag"]
@@ -32,30 +33,31 @@ def notice(text: str) -> None:
     sys.stderr.write(f"NOTICE: {text}\n")
 
 
-def chosen_builder(globals_: Globals, name: str | None = None) -> NodeGroup:
+def chosen_builder(
+    globals_: Globals, name: str | None = None, *, request: BuildRequest | None = None
+) -> NodeGroup:
     """Return the builder a command works on: its argument, ``--builder``, ``$BUILDX_BUILDER``, or the current one.
 
     Raises: BuilderError.
     """
-    from crossdock.builders.select import current_builder, find_builder
+    from crossdock.builders.select import current_builder, docker_or_built_in, find_builder
 
     wanted = name or globals_.builder
     if not wanted:
-        return current_builder(plugin=globals_.plugin, notice=notice)
+        return current_builder(plugin=globals_.plugin, notice=notice, request=request)
     if globals_.plugin and not name and not globals_.builder_from_flag and _is_docker_default(wanted):
         # `docker build` names its context's builder in $BUILDX_BUILDER: nobody chose it.
-        return current_builder(plugin=True, notice=notice)
+        return docker_or_built_in(notice, request)
     return find_builder(wanted)
 
 
 def _is_docker_default(name: str) -> bool:
     from crossdock.builders.dockerconfig import current_context
-    from crossdock.builders.drivers.table import DRIVERS
 
-    return not DRIVERS["docker"].target and name == current_context()
+    return name == current_context()
 
 
-def embedded_aware_builder(globals_: Globals) -> Builder:
+def embedded_aware_builder(globals_: Globals, request: BuildRequest | None = None) -> Builder:
     """Return the chosen builder; for an embedded one this process becomes the worker, so no thread may exist yet.
 
     Raises: BuilderError, SandboxError.
@@ -63,7 +65,7 @@ def embedded_aware_builder(globals_: Globals) -> Builder:
     from crossdock.api import Builder
     from crossdock.builders.select import EMBEDDED
 
-    builder = Builder(chosen_builder(globals_))
+    builder = Builder(chosen_builder(globals_, request=request))
     if builder.driver == EMBEDDED:
         enter_worker()
     return builder

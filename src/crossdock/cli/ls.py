@@ -72,7 +72,7 @@ def _unreachable_default(status: BuilderStatus, current: str) -> bool:
     group = status.group
     if not (group.docker_context and group.name == "default") or group.name == current:
         return False
-    if status.error is None and not any(n.error for n in status.nodes):
+    if not status.inactive:
         return False
     from crossdock.builders.dockerconfig import endpoint_of
     from crossdock.builders.dockerengine import ping

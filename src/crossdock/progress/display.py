@@ -72,7 +72,9 @@ def choose_mode(asked: str | None, *, quiet: bool = False) -> str:
     return "quiet" if quiet else mode
 
 
-def make_printer(mode: str, out: TextIO, *, description: str = "", short: str = "", phase: str = "Building") -> Printer:
+def make_printer(
+    mode: str, out: TextIO, *, description: str = "", short: str = "", phase: str = "Building"
+) -> Printer:
     """Make the printer of a mode; ``description`` is plain's first line, ``short`` stands right in the live header.
 
     Raises: UsageError when ``tty`` is asked for and ``out`` is not a terminal.

@@ -64,7 +64,7 @@ class PlainPrinter:
                 if not trace.closed:
                     self._print_vertex(trace, force_outcome=True)
             elif trace.lines or trace.partial or trace.updated:
-                trace.finish_log(time.time_ns())
+                trace.finish_log()
                 self._print_vertex(trace)
         self._out.write(self.trace.failure_text())
         self._out.flush()
@@ -119,7 +119,7 @@ class PlainPrinter:
         if digest != self._current:
             self._switch_to(trace)
         if trace.completed:
-            trace.finish_log(trace.last_stop_ns())
+            trace.finish_log()
         open_status = self._print_statuses(trace)
         for warning in trace.warnings[trace.warned :]:
             self._line(trace, f"WARN: {warning.short}")
@@ -136,7 +136,7 @@ class PlainPrinter:
     def _switch_to(self, trace: VertexTrace) -> None:
         if self._current:
             old = self.trace.by_digest[self._current]
-            old.finish_log(time.time_ns())
+            old.finish_log()
             for line in old.lines:
                 self._line(old, line)
             old.lines.clear()

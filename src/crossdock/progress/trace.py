@@ -30,12 +30,12 @@ def format_bytes(count: int) -> str:
     """Format with decimal units and two decimals, as BuildKit's progress does: ``29.15MB``, ``512B``."""
     if count < 1000:
         return f"{count}B"
-    value, unit = float(count), ""
-    for unit in ("kB", "MB", "GB", "TB"):
+    value = float(count)
+    for unit in ("kB", "MB", "GB"):
         value /= 1000
         if value < 1000:
-            break
-    return f"{value:.2f}{unit}"
+            return f"{value:.2f}{unit}"
+    return f"{value / 1000:.2f}TB"
 
 
 class VertexTrace:
@@ -49,6 +49,7 @@ class VertexTrace:
         "intervals",
         "lines",
         "partial",
+        "partial_ns",
         "shown_statuses",
         "statuses",
         "tail",
@@ -71,6 +72,8 @@ class VertexTrace:
         self.lines: list[str] = []
         #: the unfinished last line, raw
         self.partial = b""
+        #: when that line began
+        self.partial_ns = 0
         self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
         #: last raw lines, for the window of the live display
         self.window: deque[str] = deque(maxlen=64)
@@ -122,14 +125,17 @@ class VertexTrace:
     def add_log(self, log: VertexLog) -> None:
         """Split output into lines; an unfinished line waits for its end."""
         self.window_bytes += len(log.data)
+        began_ns = self.partial_ns if self.partial else log.timestamp_ns
         *whole, self.partial = (self.partial + log.data).split(b"\n")
         for line in whole:
-            self._add_line(line, log.timestamp_ns)
+            self._add_line(line, began_ns)
+            began_ns = log.timestamp_ns
+        self.partial_ns = began_ns
 
-    def finish_log(self, now_ns: int) -> None:
+    def finish_log(self) -> None:
         """Treat an unfinished line as finished."""
         if self.partial:
-            self._add_line(self.partial, now_ns)
+            self._add_line(self.partial, self.partial_ns)
             self.partial = b""
 
     def _add_line(self, raw: bytes, timestamp_ns: int) -> None:

@@ -28,7 +28,9 @@ __all__ = ["TtyPrinter", "parse_colors"]
 _DEFAULT_COLORS = {"run": "blue", "cancel": "yellow", "warning": "yellow", "error": "red"}
 _NAMES = ("black", "blue", "cyan", "green", "magenta", "red", "white", "yellow")
 _NAMED = {"default": "default", **{n: n for n in _NAMES}, **{f"light-{n}": f"bright_{n}" for n in _NAMES}}
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])|[\x00-\x08\x0b-\x1f\x7f]")
+_ESCAPES = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])|[\x00-\x08\x0b-\x1f\x7f]"
+)
 _MIN_WINDOW = 6
 _MIN_NAME_WIDTH = 12
 
@@ -65,14 +67,20 @@ class TtyPrinter:
 
         no_color = bool(os.environ.get("NO_COLOR"))
         self._colors = {} if no_color else parse_colors(os.environ.get("BUILDKIT_COLORS", ""))
-        self._console = Console(file=out, force_terminal=True, no_color=no_color, highlight=False, soft_wrap=False)
+        self._console = Console(
+            file=out, force_terminal=True, no_color=no_color, highlight=False, soft_wrap=False
+        )
         self._phase, self._description, self._clock = phase, description, clock
         lines = os.environ.get("BUILDKIT_TTY_LOG_LINES", "")
         self._window = int(lines) if lines.isdigit() and int(lines) > 0 else _MIN_WINDOW
         self.trace = Trace()
         self._out = out
         self._live: Live = Live(
-            console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
+            console=self._console,
+            auto_refresh=False,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
         self._start_ns = clock()
         self._live.start()
@@ -122,7 +130,9 @@ class TtyPrinter:
         blocks: list[tuple[bool, list[tuple[str, str]]]] = []
         for trace in self.trace.order:
             rows = self._rows(trace, width)
-            rows += [(f" => => # {line}"[: width - 1], "dim") for line in windows.get(trace.vertex.digest, ())]
+            rows += [
+                (f" => => # {line}"[: width - 1], "dim") for line in windows.get(trace.vertex.digest, ())
+            ]
             blocks.append((not trace.completed, rows))
         room = max(height - 2, 1)
         excess = sum(len(rows) for _, rows in blocks) - room
@@ -169,10 +179,16 @@ class TtyPrinter:
                 done = status.completed_ns is not None
                 seconds = ((status.completed_ns or now) - status.started_ns) / 1e9
                 rows.append(
-                    self._row(f"=> {status.id}", _status_text(status, seconds), seconds, "run" if done else "", width)
+                    self._row(
+                        f"=> {status.id}",
+                        _status_text(status, seconds),
+                        seconds,
+                        "run" if done else "",
+                        width,
+                    )
                 )
-        for warning in trace.warnings:
-            rows.append(self._row(f"WARN: {warning.short}", "", trace.duration_s(now), "warning", width))
+        seconds = trace.duration_s(now)
+        rows += [self._row(f"WARN: {w.short}", "", seconds, "warning", width) for w in trace.warnings]
         return rows
 
     def _row(self, name: str, status: str, seconds: float, style: str, width: int) -> tuple[str, str]:

@@ -101,14 +101,14 @@ class BuildKitDriver:
         failures: list[CrossdockError] = []
         with self._connect() as client:
             workers = client.workers()
-            moby = self._classic_store(workers)
-            if moby and len(request.platforms) > 1:
+            classic = self._classic_store(workers)
+            if classic and len(request.platforms) > 1:
                 summary = "the Docker Engine's classic image store cannot build several platforms at once"
                 hint = "use --builder embedded, or switch the Engine to the containerd image store"
                 raise BuilderError(summary, hint=hint)
             plan = make_plan(request, cancel=cancel, on_error=failures.append, stdin=_stdin(request))
             with plan.stack:
-                outputs = plan_outputs(request, moby=moby, load=self._load)
+                outputs = plan_outputs(request, engine=self.engine, load=self._load)
                 attachables = list(plan.attachables)
                 if outputs.targets:
                     attachables.append(FileSend(outputs.targets, on_error=failures.append))
@@ -124,11 +124,16 @@ class BuildKitDriver:
                     if failures:
                         raise failures[0] from exc
                     raise
+        if classic:
+            self.push(outputs, sink, cancel)
         for layout in outputs.layouts:
             _write_index(layout, response, request)
         return BuildResult(
             metadata=_metadata(response), index=_index(response), warnings=tuple(watcher.warnings)
         )
+
+    def push(self, outputs: Outputs, sink: EventSink, cancel: CancelToken) -> None:
+        """Push what a classic image store could not push itself; only the docker driver has such a store."""
 
     def disk_usage(self, filters: Sequence[str], cancel: CancelToken, /) -> list[UsageRecord]:
         """List what the daemon's cache holds."""

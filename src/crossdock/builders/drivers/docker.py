@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from crossdock.builders.dockerconfig import context_names, endpoint_of
-from crossdock.builders.dockerengine import load_image
+from crossdock.builders.dockerengine import push_image
 from crossdock.builders.drivers.buildkit import BuildKitDriver
 from crossdock.buildkit.client import Client
 from crossdock.buildkit.engine import EngineDialer, unix_connector
-from crossdock.cancel import CancelToken
+from crossdock.builders.drivers.steps import Step
 from crossdock.errors import BuilderError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from crossdock.builders.dockerconfig import DockerEndpoint
+    from crossdock.builders.drivers.outputs import Outputs
     from crossdock.builders.model import Node, NodeGroup
+    from crossdock.cancel import CancelToken
+    from crossdock.progress import EventSink
 
 __all__ = ["DockerDriver", "engine_client", "engine_endpoint", "make"]
 
@@ -34,16 +37,28 @@ class DockerDriver(BuildKitDriver):
 
     engine = True
 
+    def __init__(self, endpoint: DockerEndpoint) -> None:
+        super().__init__(lambda: engine_client(endpoint), name=endpoint.context)
+        self._endpoint = endpoint
+
+    def push(self, outputs: Outputs, sink: EventSink, cancel: CancelToken) -> None:
+        """Push through the Engine's own API: its classic store's exporter cannot."""
+        names = [
+            name
+            for export in outputs.exports
+            if export.type == "moby" and export.attrs.get("push", "").lower() in ("true", "1")
+            for name in export.attrs.get("name", "").split(",")
+        ]
+        for name in filter(None, names):
+            cancel.check()
+            with Step(sink, f"pushing {name} with docker") as step:
+                push_image(self._endpoint, name, step, cancel)
+
 
 def make(group: NodeGroup, node: Node) -> DockerDriver:
     """Make the driver of a docker context."""
     del group
-    endpoint = engine_endpoint(node.endpoint)
-
-    def load(chunks: Iterator[bytes]) -> None:
-        load_image(endpoint, chunks, on_message=lambda _text: None, cancel=CancelToken())
-
-    return DockerDriver(lambda: engine_client(endpoint), name=endpoint.context, load=load)
+    return DockerDriver(engine_endpoint(node.endpoint))
 
 
 def engine_endpoint(text: str) -> DockerEndpoint:

@@ -41,9 +41,9 @@ class Outputs:
 
 
 def plan_outputs(
-    request: BuildRequest, *, moby: bool, load: Callable[[Iterator[bytes]], None] | None
+    request: BuildRequest, *, engine: bool, load: Callable[[Iterator[bytes]], None] | None
 ) -> Outputs:
-    """Plan every output; ``moby``: the daemon is an Engine with the classic image store.
+    """Plan every output; ``engine``: the daemon is a Docker Engine's own BuildKit, which keeps images itself.
 
     ``load`` streams an archive into a Docker Engine, for ``type=docker`` without ``dest``.
     Raises: UsageError, ExportError.
@@ -51,7 +51,7 @@ def plan_outputs(
     out = Outputs()
     for spec in request.outputs:
         if spec.type != "cacheonly":
-            _plan(spec, request, out, moby=moby, load=load)
+            _plan(spec, request, out, engine=engine, load=load)
     return out
 
 
@@ -60,7 +60,7 @@ def _plan(
     request: BuildRequest,
     out: Outputs,
     *,
-    moby: bool,
+    engine: bool,
     load: Callable[[Iterator[bytes]], None] | None,
 ) -> None:
     attrs = dict(spec.attrs)
@@ -80,7 +80,7 @@ def _plan(
             out.targets[number] = DirectoryTarget(path=Path(spec.dest).absolute(), mirror=mirror)
         case "tar" | "oci" | "docker" if spec.dest or kind != "docker":
             _archive(spec, attrs, number, out)
-        case "docker" if moby:
+        case "docker" if engine:
             kind = "moby"
         case "docker":
             if load is None:
@@ -90,7 +90,7 @@ def _plan(
         case "image" | "registry":
             if kind == "registry":
                 attrs.setdefault("push", "true")
-            kind = "moby" if moby else "image"
+            kind = "moby" if engine else "image"
         case _:
             summary = f"unknown output type {kind!r}"
             raise UsageError(summary, hint="use image, registry, oci, docker, local, tar or cacheonly")

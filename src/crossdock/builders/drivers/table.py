@@ -35,7 +35,7 @@ DRIVERS: dict[str, DriverSpec] = {
     "docker": DriverSpec(
         "crossdock.builders.drivers.docker:make", multi_node=False, creatable=False, takes_daemon_config=False
     ),
-    "docker-container": DriverSpec(""),
+    "docker-container": DriverSpec("crossdock.builders.drivers.docker_container:make"),
     "kubernetes": DriverSpec(""),
     "remote": DriverSpec("crossdock.builders.drivers.remote:make", takes_daemon_config=False),
 }
@@ -67,5 +67,11 @@ def make_driver(group: NodeGroup, node: Node) -> Driver:
     from importlib import import_module
 
     module, _, attribute = spec.target.partition(":")
-    make: Callable[[NodeGroup, Node], Driver] = getattr(import_module(module), attribute)
+    try:
+        make: Callable[[NodeGroup, Node], Driver] = getattr(import_module(module), attribute)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.partition(".")[0] == "crossdock":
+            raise
+        summary = f"the driver {group.driver!r} needs the Python package {exc.name!r}"
+        raise NotSupported(summary, hint="install it with: pip install 'crossdock[buildkit]'") from exc
     return make(group, node)
