@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -48,8 +49,12 @@ def connect(endpoint: DockerEndpoint, *, timeout_s: float | None = None) -> HTTP
 
         def open_unix() -> None:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            sock.settimeout(timeout_s)
-            sock.connect(path)
+            try:
+                sock.settimeout(timeout_s)
+                sock.connect(path)
+            except BaseException:
+                sock.close()
+                raise
             connection.sock = sock
 
         # Its own connect() sets TCP options, which unix sockets refuse.
@@ -83,11 +88,10 @@ def ping(endpoint: DockerEndpoint) -> EnginePing | None:
     from http.client import HTTPException
 
     try:
-        connection = connect(endpoint, timeout_s=_PING_TIMEOUT_S)
-        connection.request("GET", "/_ping")
-        response = connection.getresponse()
-        response.read()
-        connection.close()
+        with closing(connect(endpoint, timeout_s=_PING_TIMEOUT_S)) as connection:
+            connection.request("GET", "/_ping")
+            response = connection.getresponse()
+            response.read()
     except (OSError, HTTPException, BuilderError):
         return None
     if response.status != 200:

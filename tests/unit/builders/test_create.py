@@ -8,19 +8,24 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crossdock.builders.create import CreateOptions, create, leave
-from crossdock.builders.model import NodeGroup
 from crossdock.builders.store import BuilderStore
 from crossdock.errors import BuilderError, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from crossdock.builders.model import NodeGroup
+
+
+NOWHERE = "unix:///nonexistent/docker.sock"
+
 
 @pytest.fixture(autouse=True)
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("BUILDX_CONFIG", "BUILDKIT_HOST", "DOCKER_HOST", "DOCKER_CONTEXT", "BUILDX_BUILDER"):
+    for name in ("BUILDX_CONFIG", "BUILDKIT_HOST", "DOCKER_CONTEXT", "BUILDX_BUILDER"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    monkeypatch.setenv("DOCKER_HOST", NOWHERE)
     return tmp_path / "docker"
 
 
@@ -40,7 +45,7 @@ def test_the_name_is_random_when_none_is_given() -> None:
 def test_use_makes_it_current() -> None:
     create(CreateOptions(name="one", driver="embedded", use=True))
     with BuilderStore().transaction() as txn:
-        current = txn.current("unix:///var/run/docker.sock")
+        current = txn.current(NOWHERE)
     assert current is not None
     assert current.name == "one"
 

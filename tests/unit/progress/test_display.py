@@ -6,6 +6,7 @@ import io
 import json
 import re
 import threading
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,6 +16,9 @@ from crossdock.progress.events import Event, Vertex, VertexLog, VertexStatus, Ve
 from crossdock.progress.plain import PlainPrinter
 from crossdock.progress.rawjson import RawJsonPrinter
 from crossdock.progress.tty import TtyPrinter, parse_colors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 S = 1_000_000_000
 T0 = 1_700_000_000 * S
@@ -61,8 +65,8 @@ class Recorder:
         self.threads: set[str] = set()
         self.ended = False
 
-    def update(self, events: object) -> None:
-        self.events += events  # type: ignore[operator]
+    def update(self, events: Iterable[Event]) -> None:
+        self.events += events
         self.threads.add(threading.current_thread().name)
 
     def refresh(self) -> None:
@@ -92,7 +96,7 @@ def test_events_of_many_threads_reach_the_printer_in_one_thread() -> None:
 
 def test_a_printer_that_fails_is_heard_at_the_end() -> None:
     class Broken(Recorder):
-        def update(self, events: object) -> None:
+        def update(self, events: Iterable[Event]) -> None:
             raise BrokenPipeError
 
     display = Display(Broken())

@@ -58,7 +58,7 @@ def test_a_step_from_start_to_end() -> None:
     )
     assert text == (
         '#0 building with "x" instance using embedded driver\n\n'
-        "#1 [linux/arm64 2/4] RUN make\n#1 0.123 one\n#1 12.50 two\n#1 DONE 12.6s\n"
+        "#1 [linux/arm64 2/4] RUN make\n#1 0.123 one\n#1 0.123 two\n#1 DONE 12.6s\n"
     )
 
 
