@@ -22,6 +22,9 @@ _MAX_MESSAGE = 16 << 20
 _OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.max_send_message_length", _MAX_MESSAGE),
     ("grpc.max_receive_message_length", _MAX_MESSAGE),
+    # Error details (stacks, the Dockerfile itself) come as trailing metadata, far beyond gRPC's default of 8 KiB.
+    ("grpc.max_metadata_size", 4 << 20),
+    ("grpc.absolute_max_metadata_size", 8 << 20),
     # Go's server closes connections that ping more often than it likes.
     ("grpc.keepalive_time_ms", 0x7FFFFFFF),
     ("grpc.enable_retries", 0),

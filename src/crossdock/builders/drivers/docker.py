@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from crossdock.builders.dockerconfig import context_names, endpoint_of
-from crossdock.builders.dockerengine import push_image
 from crossdock.builders.drivers.buildkit import BuildKitDriver
+from crossdock.builders.drivers.enginepush import push_image
+from crossdock.builders.drivers.steps import Step
 from crossdock.buildkit.client import Client
 from crossdock.buildkit.engine import EngineDialer, unix_connector
-from crossdock.builders.drivers.steps import Step
 from crossdock.errors import BuilderError
 
 if TYPE_CHECKING:

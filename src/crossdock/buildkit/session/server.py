@@ -64,6 +64,7 @@ class Session:
         self._attachables: list[Attachable] = []
         self._stream: ByteStream | None = None
         self._server: grpc.Server | None = None
+        self._pool: ThreadPoolExecutor | None = None
         self._dir: Path | None = None
         self._pumps: list[threading.Thread] = []
         #: set once the daemon's side is gone
@@ -90,11 +91,15 @@ class Session:
         """Serve on the stream that ``dial`` opens with our :attr:`headers`; returns at once."""
         # Every file being sent holds a worker for its stream, and the daemon may sync several directories at once.
         pool = ThreadPoolExecutor(max_workers=64, thread_name_prefix="session")
+        self._pool = pool
         server = grpc.server(
             pool,
             options=[
                 ("grpc.max_send_message_length", 16 << 20),
                 ("grpc.max_receive_message_length", 16 << 20),
+                # include and exclude patterns come as metadata
+                ("grpc.max_metadata_size", 4 << 20),
+                ("grpc.absolute_max_metadata_size", 8 << 20),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
                 ("grpc.so_reuseport", 0),
             ],
@@ -118,6 +123,9 @@ class Session:
             self._stream.close()
         if self._server is not None:
             self._server.stop(grace=0.2).wait(5)
+        if self._pool is not None:
+            # Handlers end with their streams; idle workers would stay for the life of the process.
+            self._pool.shutdown(wait=False, cancel_futures=True)
         for pump in self._pumps:
             pump.join(5)
         if self._dir is not None:
