@@ -6,6 +6,7 @@ Spec: libseccomp ``seccomp_rule_add(3)``, ``seccomp_export_bpf(3)``.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import struct
 from typing import TYPE_CHECKING
@@ -13,9 +14,11 @@ from typing import TYPE_CHECKING
 from crossdock.engine.sandbox.seccomp import ARCHITECTURES, default_rules
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from crossdock.engine.sandbox.seccomp import Rule
 
-__all__ = ["compile_filter", "library_version"]
+__all__ = ["cached_filter", "compile_filter", "library_version"]
 
 _ALLOW = 0x7FFF0000
 _ERRNO = 0x00050000
@@ -59,6 +62,25 @@ def library_version() -> str:
     if library is None:
         return ""
     return ".".join(str(number) for number in library.seccomp_version()[:3])
+
+
+def cached_filter(machine: str, capabilities: frozenset[str], directory: Path | None) -> bytes | None:
+    """Return :func:`compile_filter`'s result, kept in ``directory`` for the next process."""
+    if directory is None:
+        return compile_filter(machine, capabilities)
+    hasher = hashlib.sha256(library_version().encode())
+    hasher.update(repr((machine, sorted(capabilities), default_rules(machine, capabilities))).encode())
+    path = directory / f"seccomp-{hasher.hexdigest()[:32]}.bpf"
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        pass
+    code = compile_filter(machine, capabilities)
+    if code is not None:
+        temporary = path.with_name(f"{path.name}.{os.urandom(6).hex()}")
+        temporary.write_bytes(code)
+        temporary.replace(path)
+    return code
 
 
 def compile_filter(machine: str, capabilities: frozenset[str]) -> bytes | None:

@@ -6,10 +6,12 @@ One object per worker process; every method may be called from any thread.
 from __future__ import annotations
 
 import base64
+import errno
 import itertools
 import json
 import os
 import shutil
+import tempfile
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +56,9 @@ __all__ = ["Sandbox"]
 _FILE_BIND = ("rbind", "ro", "nosuid", "noexec", "nodev")
 _TTY_GROUP = 5
 _TAIL_BYTES = 4096
+_OVERLAY_REFUSED = frozenset(
+    {errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENODEV, errno.EOPNOTSUPP, errno.ENOSYS}
+)
 #: architectures that a 64-bit machine may run natively; with an emulator the personality changes nothing
 _NATIVE_32 = frozenset({"386", "arm", "ppc", "mips", "mipsle"})
 _SIGNAL_BASE, _LAST_SIGNAL = 128, 64
@@ -62,14 +67,26 @@ _SIGNAL_BASE, _LAST_SIGNAL = 128, 64
 class Sandbox:
     """Runs steps for one worker; ``runtime`` is looked for when not given.
 
+    ``cache_dir`` is a directory on disk for what is dear to make again and for copies; ``root_mounts`` is where the
+    ladder of ways to mount starts.
+
     Raises: SandboxError when there is no runtime.
     """
 
     def __init__(
-        self, info: WorkerInfo, *, runtime: Runtime | None = None, cache_dir: Path | None = None
+        self,
+        info: WorkerInfo,
+        *,
+        runtime: Runtime | None = None,
+        cache_dir: Path | None = None,
+        root_mounts: str = "overlay",
     ) -> None:
         self.info = info
         self.runtime = runtime if runtime is not None else find_runtime()
+        #: ``overlay``, ``fuse-overlayfs`` or ``native`` (copies): how root file systems are mounted
+        self.root_mounts = root_mounts
+        #: why it is not ``overlay``, or ``""``
+        self.root_mounts_note = ""
         self._cache_dir = cache_dir
         self._numbers = itertools.count(1)
         self._roots = _made(info.run_dir / "roots")
@@ -102,11 +119,42 @@ class Sandbox:
         target = self._roots / str(next(self._numbers))
         with ExitStack() as stack:
             try:
-                path = stack.enter_context(mounts.mounted(plan, target))
+                path = self._enter(plan, target, stack)
             except OSError as exc:
                 summary = f"cannot mount a root file system of {len(lowers)} layers: {exc.strerror}"
                 raise SandboxError(summary, missing="overlayfs") from exc
             yield path
+
+    def _enter(self, plan: mounts.BindPlan | mounts.OverlayPlan, target: Path, stack: ExitStack) -> Path:
+        """Enter the way of mounting that works here, trying the next one when the kernel refuses an overlay."""
+        if isinstance(plan, mounts.BindPlan):
+            return stack.enter_context(mounts.mounted(plan, target))
+        if self.root_mounts == "overlay":
+            try:
+                return stack.enter_context(mounts.mounted(plan, target))
+            except OSError as exc:
+                if exc.errno not in _OVERLAY_REFUSED:
+                    raise
+                self._overlay_refused(exc)
+        if self.root_mounts == "fuse-overlayfs":
+            from crossdock.engine.sandbox.fuse import fuse_mounted, fuse_program
+
+            target.mkdir(mode=0o700)
+            stack.callback(target.rmdir)
+            return stack.enter_context(fuse_mounted(fuse_program(), *plan, target))
+        from crossdock.engine.sandbox.native import copied
+
+        scratch = plan.work
+        if scratch is None:
+            scratch = Path(tempfile.mkdtemp(prefix="crossdock-root-", dir=self._cache_dir))
+            stack.callback(shutil.rmtree, scratch)
+        return stack.enter_context(copied(plan.lowers, plan.upper, scratch))
+
+    def _overlay_refused(self, exc: OSError) -> None:
+        from crossdock.engine.sandbox.fuse import fuse_program
+
+        self.root_mounts = "fuse-overlayfs" if fuse_program() else "native"
+        self.root_mounts_note = f"the kernel refuses overlayfs here: {exc.strerror}"
 
     def run(self, step: StepSpec, *, log: Callable[[int, bytes], None], cancel: CancelToken) -> StepResult:
         """Run one step to its end; ``log`` gets (1 or 2, bytes) in the calling thread.
@@ -234,7 +282,8 @@ class Sandbox:
 
             machine = os.uname().machine
             capabilities = self._bound & frozenset(DEFAULT_CAPABILITIES)
-            code = bpf.compile_filter(machine, capabilities) if self.runtime.name == "crun" else None
+            use_code = self.runtime.name == "crun"
+            code = bpf.cached_filter(machine, capabilities, self._cache_dir) if use_code else None
             if code is not None:
                 self._filter = None, {"run.oci.seccomp_bpf_data": base64.b64encode(code).decode()}
             else:
