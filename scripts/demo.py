@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 TOP = Path(__file__).resolve().parent.parent
 CROSSDOCK = Path(sys.executable).with_name("crossdock")
-STATE = privateapt.cache_dir() / "demo"
+#: the registry's data and port, so that a second run finds the names of the first
+STATE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crossdock-demo"
 #: what `uname -m` may say on each platform
 MACHINES: Mapping[str, Sequence[str]] = {
     "linux/amd64": ("x86_64",),

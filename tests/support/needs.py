@@ -9,6 +9,7 @@ Not for: starting anything; fixtures do that.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -136,7 +137,13 @@ def _base() -> Missing | None:
 
 
 def _docker() -> Missing | None:
-    return _root() or _fetched(lambda: services.engine_folder("20.10"))
+    # a chroot, for one, cannot give an Engine a mount namespace of its own
+    alone = shlex.join([*services.NAMESPACES, "true"])
+    return (
+        _root()
+        or _fetched(lambda: services.engine_folder("20.10"))
+        or _succeeds(alone, "mount and PID namespaces for an Engine")
+    )
 
 
 def _docker26() -> Missing | None:
