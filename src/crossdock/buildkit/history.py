@@ -1,0 +1,168 @@
+"""Build history kept by a daemon: records, their logs, and the blobs attached to them.
+
+Spec: moby/buildkit ``api/services/control/control.proto``, BuildHistory*; logs are a stream of length-prefixed
+StatusResponse messages (``solver/llbsolver/history.go``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from crossdock.buildkit.client import nanoseconds
+from crossdock.buildkit.details import translating
+from crossdock.buildkit.proto import content_pb2, content_pb2_grpc, control_pb2
+from crossdock.buildkit.status import events
+from crossdock.errors import BuilderError
+from crossdock.image import Descriptor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from crossdock.buildkit.client import Client
+    from crossdock.progress import Event
+
+__all__ = ["HistoryRecord", "delete_record", "history", "pin_record", "read_blob", "record_events"]
+
+#: asked for by daemons that keep history apart from their cache
+_NAMESPACE = ("containerd-namespace", "buildkit_history")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryRecord:
+    """One finished or running build; times in nanoseconds since the epoch."""
+
+    ref: str
+    frontend: str
+    frontend_attrs: Mapping[str, str] = field(hash=False)
+    exporters: tuple[tuple[str, Mapping[str, str]], ...] = field(default=(), hash=False)
+    error: str = ""
+    created_ns: int
+    completed_ns: int | None
+    logs: Descriptor | None
+    trace: Descriptor | None
+    exporter_response: Mapping[str, str] = field(hash=False)
+    #: result descriptors by platform (``""`` when there is one), and their attestations
+    results: Mapping[str, tuple[Descriptor, ...]] = field(hash=False)
+    attestations: Mapping[str, tuple[Descriptor, ...]] = field(hash=False)
+    pinned: bool
+    generation: int
+    cached_steps: int
+    total_steps: int
+    completed_steps: int
+    warnings: int
+
+    @property
+    def status(self) -> str:
+        """``Running``, ``Completed``, ``Canceled`` or ``Error``, as buildx shows it."""
+        if self.completed_ns is None:
+            return "Running"
+        if not self.error:
+            return "Completed"
+        return "Canceled" if "canceled" in self.error else "Error"
+
+
+def history(
+    client: Client, *, ref: str = "", active_only: bool = False, filters: Sequence[str] = (), limit: int = 0
+) -> tuple[HistoryRecord, ...]:
+    """Return the daemon's records, newest first.
+
+    Raises: BuilderError when the daemon is older than v0.11, which has no history.
+    """
+    request = control_pb2.BuildHistoryRequest(
+        Ref=ref, ActiveOnly=active_only, EarlyExit=True, Filter=filters, Limit=limit
+    )
+    found: dict[str, HistoryRecord] = {}
+    with translating(f"{client.name}: build history"):
+        for event in client.control.ListenBuildHistory(request):
+            if event.type == control_pb2.DELETED:
+                found.pop(event.record.Ref, None)
+            else:
+                found[event.record.Ref] = _record(event.record)
+    return tuple(sorted(found.values(), key=lambda r: r.created_ns, reverse=True))
+
+
+def delete_record(client: Client, ref: str) -> None:
+    """Remove a record and its blobs."""
+    with translating(f"{client.name}: removing build {ref}"):
+        client.control.UpdateBuildHistory(control_pb2.UpdateBuildHistoryRequest(Ref=ref, Delete=True))
+
+
+def pin_record(client: Client, ref: str, *, pinned: bool) -> None:
+    """Keep a record from being dropped by age or count, or let it go."""
+    with translating(f"{client.name}: pinning build {ref}"):
+        client.control.UpdateBuildHistory(control_pb2.UpdateBuildHistoryRequest(Ref=ref, Pinned=pinned))
+
+
+def read_blob(client: Client, blob: Descriptor) -> Iterator[bytes]:
+    """Stream a blob of the history."""
+    stub: Any = content_pb2_grpc.ContentStub(client.channel)
+    request = content_pb2.ReadContentRequest(digest=blob.digest)
+    with translating(f"{client.name}: reading {blob.digest}"):
+        for part in stub.Read(request, metadata=(_NAMESPACE,)):
+            yield part.data
+
+
+def record_events(client: Client, record: HistoryRecord) -> Iterator[Event]:
+    """Replay the progress of a finished build, or follow that of a running one."""
+    if record.completed_ns is None:
+        with translating(f"{client.name}: status of {record.ref}"):
+            for response in client.control.Status(control_pb2.StatusRequest(Ref=record.ref)):
+                yield from events(response)
+        return
+    if record.logs is None:
+        summary = f"build {record.ref} has no logs"
+        raise BuilderError(summary)
+    for raw in _messages(b"".join(read_blob(client, record.logs))):
+        yield from events(control_pb2.StatusResponse.FromString(raw))
+
+
+def _messages(data: bytes) -> Iterator[bytes]:
+    """Split at the little-endian 32-bit lengths before each message."""
+    at = 0
+    while at + 4 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "little")
+        yield data[at + 4 : at + 4 + length]
+        at += 4 + length
+
+
+def _descriptor(message: control_pb2.Descriptor) -> Descriptor:
+    return Descriptor.from_json(
+        {
+            "mediaType": message.media_type,
+            "digest": message.digest,
+            "size": message.size,
+            "annotations": dict(message.annotations),
+        },
+        "build history",
+    )
+
+
+def _record(record: control_pb2.BuildHistoryRecord) -> HistoryRecord:
+    groups = dict(record.Results) or ({"": record.Result} if record.HasField("Result") else {})
+    return HistoryRecord(
+        ref=record.Ref,
+        frontend=record.Frontend,
+        frontend_attrs=dict(record.FrontendAttrs),
+        exporters=tuple((e.Type, dict(e.Attrs)) for e in record.Exporters),
+        error=record.error.message,
+        created_ns=nanoseconds(record.CreatedAt),
+        completed_ns=nanoseconds(record.CompletedAt) if record.HasField("CompletedAt") else None,
+        logs=_descriptor(record.logs) if record.HasField("logs") else None,
+        trace=_descriptor(record.trace) if record.HasField("trace") else None,
+        exporter_response=dict(record.ExporterResponse),
+        results={k: tuple(map(_descriptor, _results(g))) for k, g in groups.items()},
+        attestations={k: tuple(map(_descriptor, g.Attestations)) for k, g in groups.items()},
+        pinned=record.pinned,
+        generation=record.Generation,
+        cached_steps=record.numCachedSteps,
+        total_steps=record.numTotalSteps,
+        completed_steps=record.numCompletedSteps,
+        warnings=record.numWarnings,
+    )
+
+
+def _results(group: control_pb2.BuildResultInfo) -> list[control_pb2.Descriptor]:
+    if group.Results:
+        return [group.Results[k] for k in sorted(group.Results)]
+    return [group.ResultDeprecated] if group.HasField("ResultDeprecated") else []
