@@ -1,0 +1,411 @@
+"""The engine as its callers see it, in the shape of BuildKit's API: solve, read, export, usage.
+
+One engine per process, opened inside the worker namespace. Everything it touches is held by a lease until it is closed.
+Heavy parts (registry client, sandbox, exporters) are loaded when something needs them: a build that is entirely cached
+mounts nothing and runs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, NamedTuple
+
+from crossdock.engine.cache.layerview import LayerView
+from crossdock.engine.cache.refs import SCRATCH, LocalTree, Ref
+from crossdock.engine.cache.view import resolve
+from crossdock.engine.solver import OpContext, Scheduler
+from crossdock.engine.store import Store
+from crossdock.errors import SolveError, UsageError
+from crossdock.image.platform import local_platform
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from crossdock.cancel import CancelToken
+    from crossdock.engine.cache.view import Node, View
+    from crossdock.engine.exporters.model import ExporterSpec, ExportResult, PlatformImage
+    from crossdock.engine.ops.env import OpEnv
+    from crossdock.engine.sandbox.sandbox import Sandbox
+    from crossdock.engine.sandbox.worker import WorkerInfo
+    from crossdock.engine.solver import Result
+    from crossdock.engine.sources.image import ImageSource, ResolvedImage
+    from crossdock.engine.sources.pull import LayerPuller
+    from crossdock.engine.store import LayerId, Lease
+    from crossdock.image.platform import Platform
+    from crossdock.llb.graph import Output
+    from crossdock.progress.events import EventSink
+    from crossdock.registry import RegistryClient
+    from crossdock.secret import Secret
+
+__all__ = ["Engine", "EngineInfo", "EngineOptions", "FileInfo", "SolveInputs"]
+
+
+class EngineOptions(NamedTuple):
+    """How an engine works."""
+
+    #: folder of the store
+    root: Path
+    #: steps at work at once; 0 chooses by the machine
+    parallelism: int = 0
+    #: makes the client for registries, when one is needed
+    registry: Callable[[CancelToken], RegistryClient] | None = None
+    #: seconds without a sign of life after which an emulated step is ended; ``None`` never
+    hang_deadline_s: float | None = None
+
+
+class SolveInputs(NamedTuple):
+    """What a solve may use besides its definition."""
+
+    #: local directories by name
+    locals: Mapping[str, Path] = {}
+    #: return ``None`` for an unknown id
+    secrets: Callable[[str], Secret | None] = lambda _id: None
+    #: sockets of agents by id
+    ssh: Callable[[str], Path | None] = lambda _id: None
+    #: entitlements granted
+    allow: frozenset[str] = frozenset()
+
+
+class FileInfo(NamedTuple):
+    """One entry of a result's file system."""
+
+    name: str
+    mode: int
+    uid: int
+    gid: int
+    size: int
+    mtime_ns: int
+    #: of a symbolic link
+    target: str = ""
+
+
+class EngineInfo(NamedTuple):
+    """What the engine found on this machine."""
+
+    platform: Platform
+    worker: WorkerInfo | None
+    #: name and version of the OCI runtime
+    runtime: str
+    store: Path
+
+
+class Engine:
+    """An open engine. Safe from any thread; make it with :meth:`open`, end it with :meth:`close`."""
+
+    def __init__(self, options: EngineOptions, store: Store, lease: Lease, stack: ExitStack) -> None:
+        from crossdock.engine.facade_solve import StoreKeyCache
+
+        self._options = options
+        self.store = store
+        self.lease = lease
+        self._stack = stack
+        self.platform = local_platform()
+        self._keys = StoreKeyCache(store, lease)
+        self._scheduler = Scheduler(self._keys, parallelism=options.parallelism or max(4, 2 * _cpus()))
+        # Guards what is made on first use.
+        self._lock = threading.RLock()
+        self._sandbox: Sandbox | None = None
+        self._images: ImageSource | None = None
+        self._puller: LayerPuller | None = None
+        self._client: RegistryClient | None = None
+
+    # --- life ---
+
+    @classmethod
+    def open(cls, options: EngineOptions) -> Engine:
+        """Open the store. Raises: StoreError, StoreFull."""
+        with ExitStack() as stack:
+            store = stack.enter_context(Store.open(options.root))
+            lease = stack.enter_context(store.lease())
+            return cls(options, store, lease, stack.pop_all())
+
+    def close(self) -> None:
+        """Stop what runs, give up the lease; idempotent. Raises: InternalError when a step does not stop."""
+        with self._stack:
+            self._stack = ExitStack()
+            self._scheduler.close()
+            with self._lock:
+                if self._client is not None:
+                    self._client.close()
+                    self._client = None
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- building ---
+
+    def solve(
+        self,
+        requests: Sequence[Output | None],
+        *,
+        inputs: SolveInputs = SolveInputs(),  # noqa: B008 -- immutable
+        sink: EventSink,
+        cancel: CancelToken,
+    ) -> list[Ref]:
+        """Solve outputs together, sharing what they have in common; ``None`` is the empty file system.
+
+        Raises: SolveError and its kin with the vertex; ContextError; RegistryError; SandboxError; StoreFull;
+        NotSupported; the token's cause.
+        """
+        from crossdock.engine.facade_solve import ProgressWatcher, display_name, load_graph
+        from crossdock.engine.sources.local import LocalSources
+
+        wanted = [request for request in requests if request is not None]
+        locals_ = LocalSources(inputs.locals, self.store)
+        env = self._env(inputs)
+        try:
+            graph = load_graph(
+                wanted, env=env, locals_=locals_, images=self._image_source, nonce=os.urandom(8).hex()
+            )
+            for vertex, node in graph.nodes.items():
+                self._keys.names[vertex.partition("!")[0]] = display_name(node)
+            watcher = ProgressWatcher(graph, sink)
+            watcher.announce()
+            try:
+                results = self._scheduler.solve(graph.specs, graph.outputs, watcher=watcher, cancel=cancel)
+            except BaseException as exc:
+                watcher.cancelled(exc)
+                raise
+            refs = iter(
+                [
+                    _final(result, env, vertex, OpContext(cancel, sink))
+                    for result, (vertex, _) in zip(results, graph.outputs, strict=True)
+                ]
+            )
+        finally:
+            locals_.close()
+        return [SCRATCH if request is None else next(refs) for request in requests]
+
+    def resolve_image_config(
+        self, ref: str, *, platform: Platform, mode: str = "default", sink: EventSink, cancel: CancelToken
+    ) -> ResolvedImage:
+        """Find an image's digest and config. Raises: RegistryError and its kin, PlatformNotFound, LayerError."""
+        del sink  # the caller shows the vertex; nothing is transferred but documents
+        from crossdock.image.reference import parse_reference
+
+        return self._image_source().resolve(
+            parse_reference(ref), platform=platform, mode=mode, lease=self.lease, cancel=cancel
+        )
+
+    # --- looking into results ---
+
+    def read_file(
+        self, ref: Ref, path: str, *, cancel: CancelToken, sink: EventSink | None = None
+    ) -> bytes | None:
+        """Return a file of a result, links followed; ``None`` when there is none. Raises: SolveError for a directory."""
+        view = self._view(ref, cancel, sink)
+        node = resolve(view, path, follow=True)
+        if node is None:
+            return None
+        if not node.is_file:
+            summary = f"{path} is not a regular file"
+            raise SolveError(summary)
+        with os.fdopen(view.open(node), "rb") as file:
+            return file.read()
+
+    def read_dir(
+        self, ref: Ref, path: str, *, cancel: CancelToken, sink: EventSink | None = None
+    ) -> list[FileInfo] | None:
+        """Return the entries of a directory of a result, in order of name; ``None`` when there is none."""
+        view = self._view(ref, cancel, sink)
+        node = resolve(view, path, follow=True)
+        if node is None or not node.is_dir:
+            return None
+        return [_info(view, kid) for kid in view.children(node).values()]
+
+    def stat(
+        self, ref: Ref, path: str, *, cancel: CancelToken, sink: EventSink | None = None
+    ) -> FileInfo | None:
+        """Return what is at a path of a result, a link not followed; ``None`` when there is nothing."""
+        view = self._view(ref, cancel, sink)
+        node = resolve(view, path, follow=False)
+        return None if node is None else _info(view, node)
+
+    # --- results out ---
+
+    def export(
+        self,
+        images: Sequence[PlatformImage],
+        exporters: Sequence[ExporterSpec],
+        *,
+        sink: EventSink,
+        cancel: CancelToken,
+        epoch_s: int | None = None,
+        multi_platform: bool | None = None,
+    ) -> ExportResult:
+        """Write results out. Raises: UsageError, ExportError, RegistryError, StoreError, LayerError and their kin."""
+        from crossdock.engine.exporters import ExportContext, export
+
+        context = ExportContext(
+            store=self.store,
+            lease=self.lease,
+            access=_Access(self, sink),
+            client=lambda: self._registry(cancel),
+            sink=sink,
+            cancel=cancel,
+            epoch_s=epoch_s,
+        )
+        return export(images, exporters, context=context, multi_platform=multi_platform)
+
+    # --- the machine and the store ---
+
+    def info(self) -> EngineInfo:
+        """Look at the machine. Raises: SandboxError when there is no runtime."""
+        from crossdock.engine.sandbox.worker import current_worker
+
+        return EngineInfo(self.platform, current_worker(), self.sandbox().runtime.name, self.store.root)
+
+    def sandbox(self) -> Sandbox:
+        """Return the sandbox. Raises: SandboxError outside a worker, or without a runtime."""
+        with self._lock:
+            if self._sandbox is None:
+                from crossdock.engine.sandbox.sandbox import Sandbox
+
+                cache = self.store.root / "sandbox"
+                cache.mkdir(mode=0o700, exist_ok=True)
+                self._sandbox = Sandbox(self._worker(), cache_dir=cache)
+            return self._sandbox
+
+    def mounted(
+        self, layers: Sequence[LayerId], *, sink: EventSink, cancel: CancelToken
+    ) -> AbstractContextManager[Path]:
+        """Show layers as one read-only file system, for the length of a block."""
+        directories = self.directories(layers, "", sink, cancel)
+        return self.sandbox().mounted(directories, upper=None, work=None)
+
+    def directories(
+        self, layers: Sequence[LayerId], vertex: str, sink: EventSink, cancel: CancelToken
+    ) -> Sequence[Path]:
+        """Return the directories of layers, bottom first, fetching and unpacking those that are remote."""
+        known = [self.store.layers.directory(layer) for layer in layers]
+        ready = [path for path in known if path is not None]
+        if len(ready) == len(known):
+            return ready
+        from crossdock.engine.sources.pull import PullContext
+
+        context = PullContext(self.lease, sink, vertex, cancel)
+        return self._layer_puller().directories(layers, context)
+
+    # --- inside ---
+
+    def _env(self, inputs: SolveInputs) -> OpEnv:
+        from crossdock.engine.ops.env import OpEnv
+
+        return OpEnv(
+            store=self.store,
+            lease=self.lease,
+            sandbox=self.sandbox,
+            directories=self.directories,
+            platform=self.platform,
+            secrets=inputs.secrets,
+            ssh=inputs.ssh,
+            allow=inputs.allow,
+            lenient_owner=self._single_id(),
+            hang_deadline_s=self._options.hang_deadline_s,
+        )
+
+    @staticmethod
+    def _worker() -> WorkerInfo:
+        from crossdock.engine.sandbox.worker import current_worker
+        from crossdock.errors import SandboxError
+
+        worker = current_worker()
+        if worker is None:
+            summary = "steps can only run inside a worker namespace"
+            raise SandboxError(summary, missing="worker namespace")
+        return worker
+
+    @staticmethod
+    def _single_id() -> bool:
+        from crossdock.engine.sandbox.worker import current_worker
+
+        worker = current_worker()
+        return worker is not None and worker.ids == "single"
+
+    def _view(self, ref: Ref, cancel: CancelToken, sink: EventSink | None) -> View:
+        from crossdock.progress.events import NullSink
+
+        return LayerView(self.directories(ref.layers, "", sink or NullSink(), cancel))
+
+    def _registry(self, cancel: CancelToken) -> RegistryClient:
+        with self._lock:
+            if self._client is None:
+                if self._options.registry is None:
+                    summary = "this engine was opened without access to registries"
+                    raise UsageError(summary)
+                self._client = self._options.registry(cancel)
+            return self._client.scoped(cancel=cancel)
+
+    def _image_source(self) -> ImageSource:
+        with self._lock:
+            if self._images is None:
+                from crossdock.engine.sources.image import ImageSource
+
+                self._images = ImageSource(self.store, _LazyClient(self._registry))  # type: ignore[arg-type]
+            return self._images
+
+    def _layer_puller(self) -> LayerPuller:
+        with self._lock:
+            if self._puller is None:
+                from crossdock.engine.sources.pull import LayerPuller
+                from crossdock.layers import UnpackOptions
+
+                options = UnpackOptions(ignore_chown_errors=self._single_id())
+                client = _LazyClient(self._registry)
+                self._puller = LayerPuller(self.store, client, unpack_options=options)  # type: ignore[arg-type]
+            return self._puller
+
+
+class _LazyClient:
+    """A registry client that is made when it is first used."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Callable[[CancelToken], RegistryClient]) -> None:
+        self._make = make
+
+    def scoped(self, *, insecure: bool | None = None, cancel: CancelToken) -> RegistryClient:
+        return self._make(cancel).scoped(insecure=insecure, cancel=cancel)
+
+
+class _Access:
+    """What exporters may ask for."""
+
+    __slots__ = ("_engine", "_sink")
+
+    def __init__(self, engine: Engine, sink: EventSink) -> None:
+        self._engine = engine
+        self._sink = sink
+
+    def directory(self, layer: LayerId, cancel: CancelToken) -> Path:
+        return self._engine.directories((layer,), "", self._sink, cancel)[0]
+
+    def mounted(self, ref: Sequence[LayerId], cancel: CancelToken) -> AbstractContextManager[Path]:
+        return self._engine.mounted(ref, sink=self._sink, cancel=cancel)
+
+
+def _final(result: Result, env: OpEnv, vertex: str, ctx: OpContext) -> Ref:
+    """Return a result as layers: a local directory that is itself asked for is packed into one."""
+    if isinstance(result, LocalTree):
+        return env.packed(result, vertex, ctx)
+    if isinstance(result, Ref):
+        return result
+    summary = "a solve gave no file system"
+    raise SolveError(summary, vertex=vertex)
+
+
+def _info(view: View, node: Node) -> FileInfo:
+    st = node.st
+    target = view.readlink(node) if node.is_link else ""
+    return FileInfo(node.name, st.st_mode, node.uid, node.gid, st.st_size, st.st_mtime_ns, target)
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0))

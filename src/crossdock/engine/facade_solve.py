@@ -1,0 +1,285 @@
+"""One solve: from LLB outputs to solver vertices, and from what the solver reports to progress events."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from crossdock.engine.cache.refs import Ref
+from crossdock.engine.solver import Found, VertexSpec
+from crossdock.engine.store.locks import hold
+from crossdock.errors import NotSupported, SolveError
+from crossdock.llb.graph import walk
+from crossdock.llb.ops import BuildOp, DiffOp, ExecOp, FileOp, MergeOp, PassthroughOp, SourceOp
+from crossdock.progress.events import Vertex
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from crossdock.cancel import CancelToken
+    from crossdock.engine.ops.env import OpEnv
+    from crossdock.engine.solver import Result, SolverOp
+    from crossdock.engine.sources.image import ImageSource
+    from crossdock.engine.sources.local import LocalSources
+    from crossdock.engine.store import Lease, Store
+    from crossdock.llb.graph import Node, Output
+    from crossdock.progress.events import Event, EventSink
+
+__all__ = ["LoadedGraph", "ProgressWatcher", "StoreKeyCache", "load_graph"]
+
+
+class StoreKeyCache:
+    """The store's records as the solver's cache. Safe from any thread."""
+
+    def __init__(self, store: Store, lease: Lease) -> None:
+        self._store = store
+        self._lease = lease
+        self._locks = store.layout.locks
+        #: vertex -> name of the step, for records; single dict operations only
+        self.names: dict[str, str] = {}
+
+    def lookup(self, key: str) -> Found | None:
+        """Return what the store has for a key."""
+        records = self._store.records
+        canonical = records.canonical(key)
+        if canonical is None:
+            return None
+        result = records.result(canonical, self._lease)
+        return Found(canonical, None if result is None else tuple(Ref(layers) for layers in result.outputs))
+
+    def link(self, key: str, canonical: str) -> None:
+        """Lead a key to a canonical one."""
+        self._store.records.link(key, canonical)
+
+    @contextmanager
+    def exclusive(self, key: str, cancel: CancelToken) -> Iterator[None]:
+        """Hold a lock file for the key; it is removed by whoever finds itself alone with it."""
+        path = self._locks / f"key-{key.rpartition(':')[2][:32]}"
+        while True:
+            with hold(path, cancel) as fd:
+                if _is_at(fd, path):
+                    try:
+                        yield
+                    finally:
+                        path.unlink(missing_ok=True)
+                    return
+            # Its last holder removed it between our open and our lock.
+
+    def save(self, key: str, results: Sequence[Result], *, vertex: str) -> None:
+        """Store the results of a key."""
+        outputs = [result.layers for result in results if isinstance(result, Ref)]
+        if len(outputs) != len(results):
+            summary = "a local directory cannot be a cached result"
+            raise SolveError(summary, vertex=vertex)
+        digest = vertex.partition("!")[0]
+        self._store.records.save(
+            key, outputs, lease=self._lease, vertex=digest, description=self.names.get(digest, "")
+        )
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        named = os.stat(path)
+    except FileNotFoundError:
+        return False
+    mine = os.fstat(fd)
+    return (named.st_dev, named.st_ino) == (mine.st_dev, mine.st_ino)
+
+
+class LoadedGraph:
+    """The vertices of one solve, and where each comes from."""
+
+    __slots__ = ("nodes", "outputs", "specs")
+
+    def __init__(self) -> None:
+        self.specs: list[VertexSpec] = []
+        #: vertex id -> node
+        self.nodes: dict[str, Node] = {}
+        #: per requested output the vertex and index
+        self.outputs: list[tuple[str, int]] = []
+
+
+def load_graph(
+    outputs: Sequence[Output],
+    *,
+    env: OpEnv,
+    locals_: LocalSources,
+    images: Callable[[], ImageSource],
+    nonce: str,
+) -> LoadedGraph:
+    """Turn LLB into vertices.
+
+    A vertex is known by its node's digest; one that depends on local directories, or ignores the cache, also by whose
+    directories and which solve, so that solves of other callers do not share it.
+    Raises: SolveError for a malformed op; NotSupported for an op this engine does not have.
+    """
+    graph = LoadedGraph()
+    ids: dict[str, str] = {}
+    for node in walk(outputs):
+        salt = ""
+        own_nonce = ""
+        if isinstance(node.op, SourceOp):
+            if node.op.identifier.startswith("local://"):
+                salt = locals_.identity
+        elif node.metadata.ignore_cache:
+            salt = own_nonce = nonce
+        inputs = tuple((ids[i.node.digest], i.index) for i in node.inputs)
+        vertex = _vertex_id(node, [name for name, _ in inputs], salt)
+        ids[node.digest] = vertex
+        graph.nodes[vertex] = node
+        op = _make_op(node, env, locals_, images)
+        slow = isinstance(node.op, SourceOp) and not node.op.identifier.startswith("local://")
+        graph.specs.append(VertexSpec(vertex, op, inputs, own_nonce, slow and "@" not in _identifier(node)))
+    graph.outputs = [(ids[output.node.digest], output.index) for output in outputs]
+    return graph
+
+
+def _identifier(node: Node) -> str:
+    return node.op.identifier if isinstance(node.op, SourceOp) else ""
+
+
+def _vertex_id(node: Node, inputs: Sequence[str], salt: str) -> str:
+    if not salt and not any("!" in name for name in inputs):
+        return node.digest
+    text = "\0".join((node.digest, salt, *inputs))
+    return f"{node.digest}!{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _make_op(node: Node, env: OpEnv, locals_: LocalSources, images: Callable[[], ImageSource]) -> SolverOp:
+    match node.op:
+        case ExecOp():
+            from crossdock.engine.ops.execop import ExecSolverOp
+
+            return ExecSolverOp(node, env)
+        case FileOp():
+            from crossdock.engine.ops.fileop import FileSolverOp
+
+            return FileSolverOp(node, env)
+        case MergeOp():
+            from crossdock.engine.ops.mergediff import MergeSolverOp
+
+            return MergeSolverOp(node, env)
+        case DiffOp():
+            from crossdock.engine.ops.mergediff import DiffSolverOp
+
+            return DiffSolverOp(node, env)
+        case SourceOp(identifier=identifier):
+            return _make_source(node, identifier, env, locals_, images)
+        case BuildOp():
+            summary = "nested builds (BuildOp) are not supported by the embedded engine"
+            raise NotSupported(summary)
+        case PassthroughOp():
+            summary = "passthrough vertices are not supported by the embedded engine"
+            raise NotSupported(summary)
+
+
+def _make_source(
+    node: Node, identifier: str, env: OpEnv, locals_: LocalSources, images: Callable[[], ImageSource]
+) -> SolverOp:
+    scheme = identifier.partition("://")[0]
+    if scheme == "local":
+        from crossdock.engine.sources.local import LocalSolverOp
+
+        return LocalSolverOp(node, env, locals_)
+    if scheme == "docker-image":
+        from crossdock.engine.sources.imageop import ImageSolverOp
+
+        return ImageSolverOp(node, env, images)
+    summary = f"sources of the kind {scheme}:// are not supported by the embedded engine"
+    raise NotSupported(summary, hint=f"asked for: {identifier}")
+
+
+class ProgressWatcher:
+    """Turns what happens to vertices into progress events of one solve. Safe from any thread."""
+
+    def __init__(self, graph: LoadedGraph, sink: EventSink) -> None:
+        self._graph = graph
+        self._sink = sink
+        self._lock = threading.Lock()
+        self._started: dict[str, int] = {}
+        self._over: set[str] = set()
+
+    def announce(self) -> None:
+        """Show every vertex, inputs before users, so that printers can number them."""
+        for vertex in self._graph.nodes:
+            self._sink.emit(self._event(vertex))
+
+    def notify(self, vertex: str, what: str, error: BaseException | None, /) -> None:
+        """Show that a vertex started or ended."""
+        now = time.time_ns()
+        with self._lock:
+            if vertex in self._over:
+                return
+            if what == "started":
+                self._started.setdefault(vertex, now)
+                completed = None
+            else:
+                self._over.add(vertex)
+                completed = now
+            started = self._started.get(vertex, now)
+        text = "" if error is None else str(error) or type(error).__name__
+        self._sink.emit(
+            self._event(
+                vertex, started_ns=started, completed_ns=completed, cached=what == "cached", error=text
+            )
+        )
+
+    def emit(self, vertex: str, event: Event, /) -> None:  # noqa: ARG002
+        """Pass an op's event on; it names the vertex itself."""
+        self._sink.emit(event)
+
+    def cancelled(self, error: BaseException) -> None:
+        """Show that what had started will not end by itself."""
+        with self._lock:
+            open_ = [vertex for vertex in self._started if vertex not in self._over]
+        for vertex in open_:
+            self.notify(vertex, "failed", error)
+
+    def _event(
+        self,
+        vertex: str,
+        *,
+        started_ns: int | None = None,
+        completed_ns: int | None = None,
+        cached: bool = False,
+        error: str = "",
+    ) -> Vertex:
+        node = self._graph.nodes[vertex]
+        group = node.metadata.progress_group
+        return Vertex(
+            digest=node.digest,
+            name=display_name(node),
+            inputs=tuple(i.node.digest for i in node.inputs),
+            started_ns=started_ns,
+            completed_ns=completed_ns,
+            cached=cached,
+            error=error,
+            platform="" if node.platform is None else str(node.platform),
+            progress_group="" if group is None else group.id,
+        )
+
+
+def display_name(node: Node) -> str:
+    """Return how a vertex is shown: the frontend's name, or what the op does."""
+    if node.name:
+        return node.name
+    match node.op:
+        case ExecOp(meta=meta):
+            return " ".join(meta.args)
+        case SourceOp(identifier=identifier):
+            return identifier
+        case FileOp(actions=actions):
+            return ", ".join(type(a.action).__name__.removeprefix("FileAction").lower() for a in actions)
+        case MergeOp():
+            return "merge"
+        case DiffOp():
+            return "diff"
+        case BuildOp():
+            return "build"
+        case PassthroughOp():
+            return "passthrough"
