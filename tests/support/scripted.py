@@ -176,6 +176,9 @@ class ScriptedServer:
             if not more:
                 return False
             data += more
+            if data.startswith(b"\x16\x03"):  # a TLS greeting, answered as Go's server does
+                sock.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n400 Bad Request")
+                return False
         head, _, body = data.partition(b"\r\n\r\n")
         line, *rest = head.decode("latin-1").split("\r\n")
         method, target, _ = line.split(" ")
