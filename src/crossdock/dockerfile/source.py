@@ -7,7 +7,7 @@ from bisect import bisect_right
 from crossdock.dockerfile.text import SPACE
 from crossdock.errors import DockerfileError, Position, SourceFile, SourceRange
 
-__all__ = ["LogicalLine", "decode", "physical_lines"]
+__all__ = ["LogicalLine", "decode", "physical_lines", "pinpoint"]
 
 _BOM = "\ufeff"
 
@@ -25,6 +25,18 @@ def physical_lines(text: str) -> list[str]:
     if last:
         out.append(last)
     return out
+
+
+def pinpoint(where: SourceRange, token: str) -> SourceRange:
+    """Return the range of ``token`` inside ``where``; the whole range when it is not there verbatim."""
+    if not token or "\n" in token:
+        return where
+    lines = where.file.text.split("\n")
+    for number in range(where.start.line, min(where.end.line, len(lines)) + 1):
+        at = lines[number - 1].find(token)
+        if at >= 0:
+            return SourceRange(where.file, Position(number, at), Position(number, at + len(token) - 1))
+    return where
 
 
 class LogicalLine:

@@ -12,6 +12,7 @@ from crossdock.dockerfile.convert.owner import owner_of
 from crossdock.dockerfile.convert.vertex import FileStep, FileVertex, Ref
 from crossdock.dockerfile.expand import ExpandError, expand
 from crossdock.dockerfile.paths import PathError, clean, is_absolute, to_slash, workdir
+from crossdock.dockerfile.source import pinpoint
 from crossdock.dockerfile.text import format_duration, quote_list
 from crossdock.errors import DockerfileError
 from crossdock.image.config import Healthcheck
@@ -289,7 +290,8 @@ def dispatch_stopsignal(job: Job, state: StageState, command: Command) -> None:
         not number and signal.upper().removeprefix("SIG") not in _SIGNALS
     ):
         summary = f"invalid signal: {signal}"
-        raise DockerfileError(summary, source=instruction.where, hint="write a name as SIGTERM, or a number")
+        where = pinpoint(instruction.where, instruction.signal)
+        raise DockerfileError(summary, source=where, hint="write a name as SIGTERM, or a number")
     state.config.stop_signal = signal
     record(state, f"STOPSIGNAL {signal}", layer=False, created=job.created)
 

@@ -18,6 +18,7 @@ from crossdock.dockerfile.convert.vertex import FileStep, FileVertex, MergeVerte
 from crossdock.dockerfile.expand import ExpandError, expand
 from crossdock.dockerfile.giturl import GitUrlError, parse_git_ref
 from crossdock.dockerfile.paths import PathError, clean, normalise, to_slash
+from crossdock.dockerfile.source import pinpoint
 from crossdock.errors import DigestMismatch, DockerfileError
 from crossdock.image.digest import parse_digest
 from crossdock.llb.ops import FileActionCopy, FileActionMkFile, OpMetadata, ProgressGroup
@@ -119,8 +120,8 @@ class _Copying:
         message += [self.destination, "# buildkit"]
         record(state, " ".join(message), layer=True, created=job.created)
 
-    def _error(self, message: str, hint: str | None = None) -> DockerfileError:
-        return DockerfileError(message, source=self.i.where, hint=hint)
+    def _error(self, message: str, token: str = "", hint: str | None = None) -> DockerfileError:
+        return DockerfileError(message, source=pinpoint(self.i.where, token), hint=hint)
 
     def _template(self) -> FileActionCopy:
         """Return the fields all actions of the instruction share."""
@@ -151,10 +152,10 @@ class _Copying:
             if all(ch in "01234567" for ch in text) and int(text, 8) <= 0o7777:
                 return int(text, 8), ""
             message = f"invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777"
-            raise self._error(message)
+            raise self._error(message, f"--chmod={self.i.chmod}")
         if not _SYMBOLIC.match(text):
             message = f"invalid chmod parameter: '{text}': invalid syntax"
-            raise self._error(message, hint="write it as 0644 or u+x,go=rX")
+            raise self._error(message, f"--chmod={self.i.chmod}", hint="write it as 0644 or u+x,go=rX")
         return 0, text
 
     def _check_checksum(self) -> None:
@@ -165,7 +166,7 @@ class _Copying:
             raise self._error(message)
         if not _is_http(self.sources[0]) and self._git(self.sources[0]) is None:
             message = "checksum requires HTTP(S) or Git sources"
-            raise self._error(message)
+            raise self._error(message, "--checksum=")
 
     def _name(self) -> str:
         job, state = self.job, self.state
@@ -182,7 +183,7 @@ class _Copying:
         try:
             git = parse_git_ref(source)
         except GitUrlError as exc:
-            raise self._error(str(exc)) from None
+            raise self._error(str(exc), source) from None
         return None if git is None or git.local_looking else git
 
     def _source(
@@ -198,12 +199,12 @@ class _Copying:
         if git is not None:
             if self.add is None:
                 message = "source can't be a git ref for COPY"
-                raise self._error(message, hint="use ADD for remote sources")
+                raise self._error(message, source, hint="use ADD for remote sources")
             self._from_git(self.add, git, template, name)
         elif _is_http(source):
             if self.add is None:
                 message = "source can't be a URL for COPY"
-                raise self._error(message, hint="use ADD for remote sources")
+                raise self._error(message, source, hint="use ADD for remote sources")
             self._from_http(self.add, source, template, name)
         else:
             self._from_files(source, template, parents=parents, from_stage=from_stage)
@@ -228,7 +229,7 @@ class _Copying:
                 parse_digest(self.checksum)
             except DigestMismatch as exc:
                 message = f"invalid checksum: {exc.summary}"
-                raise self._error(message, hint=exc.hint) from None
+                raise self._error(message, "--checksum=", hint=exc.hint) from None
         filename = http_filename(url)
         op = http_source(url, filename=filename, checksum=self.checksum)
         source = Ref(SourceVertex(op, named(name), source=self.i.where))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from crossdock.dockerfile.convert.history import record
 from crossdock.dockerfile.expand import ExpandError, expand_words
+from crossdock.dockerfile.source import pinpoint
 from crossdock.dockerfile.text import did_you_mean, quote
 from crossdock.errors import DockerfileError
 
@@ -37,7 +38,7 @@ def dispatch_expose(job: Job, state: StageState, command: Command) -> None:
             try:
                 ports += parse_port(word)
             except ValueError as exc:
-                raise DockerfileError(str(exc), source=instruction.where) from None
+                raise DockerfileError(str(exc), source=pinpoint(instruction.where, text)) from None
     known = state.config.exposed_ports
     known += [p for p in dict.fromkeys(ports) if p not in known]
     record(state, f"EXPOSE [{' '.join(ports)}]", layer=False, created=job.created)

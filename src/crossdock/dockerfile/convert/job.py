@@ -27,6 +27,7 @@ from crossdock.dockerfile.convert.vertex import GivenVertex, LocalVertex, Ref, f
 from crossdock.dockerfile.expand import ExpandError, expand
 from crossdock.dockerfile.instructions.onbuild import OnBuild
 from crossdock.dockerfile.paths import default_path_env, workdir
+from crossdock.dockerfile.source import pinpoint
 from crossdock.dockerfile.text import did_you_mean, parse_bool
 from crossdock.errors import DockerfileError, UsageError
 from crossdock.image.config import ImageConfig
@@ -149,7 +150,7 @@ class Job:
         if not base:
             summary = f"base name ({head.base}) should not be blank"
             hint = "give its ARG a default value before the first FROM" if "$" in head.base else None
-            raise DockerfileError(summary, source=head.where, hint=hint)
+            raise DockerfileError(summary, source=pinpoint(head.where, head.base), hint=hint)
         state = StageState(base, head.where, head)
         state.instructions = stage.instructions
         state.capture = self.capture.clone()
@@ -198,13 +199,16 @@ class Job:
         used.update(dict.fromkeys(matched))
         if not text:
             summary = f"empty platform value from expression {head.platform}"
-            raise DockerfileError(self._suggest_arg(summary, head.platform), source=head.where)
+            where = pinpoint(head.where, f"--platform={head.platform}")
+            raise DockerfileError(self._suggest_arg(summary, head.platform), source=where)
         try:
             return parse_platform(text)
         except UsageError as exc:
             summary = f"failed to parse platform {head.platform}: {exc.summary}"
             raise DockerfileError(
-                self._suggest_arg(summary, head.platform), source=head.where, hint=exc.hint
+                self._suggest_arg(summary, head.platform),
+                source=pinpoint(head.where, f"--platform={head.platform}"),
+                hint=exc.hint,
             ) from None
 
     def _suggest_arg(self, summary: str, word: str) -> str:
@@ -243,9 +247,10 @@ class Job:
         if digits.isascii() and digits.isdigit():
             found = self.stages.by_index(int(name[:9]))
             if found is None:
-                summary = f"invalid stage index {int(name[:9])}"
+                summary = f"invalid stage index {name}"
                 hint = f"the file has {len(self.dockerfile.stages)} stages, numbered from 0"
-                raise DockerfileError(summary, source=instruction.where, hint=hint)
+                where = pinpoint(instruction.where, f"--from={name}")
+                raise DockerfileError(summary, source=where, hint=hint)
             return found
         return self._image_or_stage(name, instruction.where)
 
@@ -298,7 +303,8 @@ class Job:
             problem = exc.summary.rpartition(": ")[2]
             summary = f'failed to parse stage name "{state.base_name}": {problem}'
             summary = did_you_mean(summary, state.base_name, self.stages.names())
-            raise DockerfileError(summary, source=state.where, hint=exc.hint) from None
+            where = pinpoint(state.where, state.head.base if state.head else state.base_name)
+            raise DockerfileError(summary, source=where, hint=exc.hint) from None
 
     def answer(self, requests: Iterable[BaseRequest], found: Mapping[object, ResolvedImage]) -> None:
         """Take the resolved images."""

@@ -11,6 +11,7 @@ from crossdock.dockerfile.contexts import named
 from crossdock.dockerfile.convert.vertex import ExecMount, FileStep, FileVertex, Ref
 from crossdock.dockerfile.instructions.mount import MountError, MountSpec, parse_mount
 from crossdock.dockerfile.paths import clean
+from crossdock.dockerfile.source import pinpoint
 from crossdock.errors import DockerfileError
 from crossdock.llb.ops import (
     CacheOpt,
@@ -74,9 +75,7 @@ class Mounts:
         return (*self._secrets, *self._ssh)
 
     def _error(self, message: str, text: str = "") -> DockerfileError:
-        where = self._run.where
-        hint = f"in --mount={text}" if text else None
-        return DockerfileError(message, source=where, hint=hint)
+        return DockerfileError(message, source=pinpoint(self._run.where, text))
 
     def _parse(self, text: str) -> MountSpec:
         try:
@@ -141,7 +140,7 @@ class Mounts:
                     f'cannot mount from stage "{from_}" to "{spec.target}", stage needs to be defined before '
                     "current command"
                 )
-                raise self._error(message)
+                raise self._error(message, f"from={from_}")
             origin = source.output
         else:
             origin = self._job.context()
@@ -177,7 +176,7 @@ class Mounts:
             target = clean(f"/{self._state.directory}/{target}")
         if target == "/":
             message = f'invalid mount target "{target}"'
-            raise self._error(message)
+            raise self._error(message, spec.target)
         return target
 
     @staticmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from crossdock.dockerfile.expand import ExpandError, expand
+from crossdock.dockerfile.source import pinpoint
 from crossdock.dockerfile.text import did_you_mean
 from crossdock.errors import DockerfileError
 
@@ -180,7 +181,7 @@ class StageState:
         try:
             result = expand(word, self.env, escape=escape)
         except ExpandError as exc:
-            raise DockerfileError(str(exc), source=where) from None
+            raise DockerfileError(str(exc), source=pinpoint(where, word)) from None
         return result.text, result.unmatched
 
     def inherit(self) -> None:

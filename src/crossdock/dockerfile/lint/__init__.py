@@ -93,8 +93,8 @@ class Linter:
     def __init__(self, options: CheckOptions, warn: Callable[[LintWarning], None] | None) -> None:
         self._options = options
         self._warn = warn
-        #: names of the rules that fired, each once, in order
-        self.found: dict[str, None] = {}
+        #: rules that fired, in order, with the place of the first finding
+        self.found: dict[str, SourceRange | None] = {}
 
     @property
     def active(self) -> bool:
@@ -118,7 +118,7 @@ class Linter:
                 return
         elif options.skip_all or rule in options.skip:
             return
-        self.found.setdefault(rule)
+        self.found.setdefault(rule, where)
         self._warn(
             LintWarning(
                 rule=rule,
@@ -134,7 +134,8 @@ class Linter:
         if self._options.error and self.found:
             summary = f"lint violation found for rules: {', '.join(self.found)}"
             hint = "fix the findings, or change the `# check=` directive"
-            raise DockerfileError(summary, hint=hint)
+            where = next(iter(self.found.values()))
+            raise DockerfileError(summary, hint=hint, source=where)
 
 
 def _comment_options(comments: Sequence[str]) -> CheckOptions:
