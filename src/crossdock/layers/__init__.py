@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from crossdock.layers.compression import Compression
+    from crossdock.layers.convert import recompress
     from crossdock.layers.decompress import decompressor, open_decompressed
     from crossdock.layers.pipeline import LayerSink, SinkResult
     from crossdock.layers.reader import TarEntry, TarReader
-    from crossdock.layers.recompress import recompress
     from crossdock.layers.tarwriter import TarWriter
     from crossdock.layers.unpack import (
         UnpackOptions,
@@ -57,7 +57,7 @@ _HOME = {
     "extract_archive": "unpack",
     "is_archive": "unpack",
     "open_decompressed": "decompress",
-    "recompress": "recompress",
+    "recompress": "convert",
     "unpack_layer": "unpack",
     "write_layer": "walk",
     "write_tree": "walk",

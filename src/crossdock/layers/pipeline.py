@@ -6,12 +6,14 @@ the GIL. A stream of one block uses no thread at all. Not for: what the bytes me
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from crossdock.errors import StoreError, StoreFull
 from crossdock.image.digest import DiffId, Digest
 from crossdock.layers.codec import make_codec
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from crossdock.layers.codec import BlockCodec
     from crossdock.layers.compression import Compression
 
-__all__ = ["ByteSink", "LayerSink", "SinkResult", "usable_cores"]
+__all__ = ["ByteSink", "LayerSink", "OutputFailed", "SinkResult", "usable_cores"]
 
 _PLAIN_BLOCK = 1 << 20
 
@@ -42,6 +44,21 @@ class SinkResult(NamedTuple):
     digest: Digest
     size: int
     uncompressed_size: int
+
+
+class OutputFailed(Exception):
+    """Writing to the output failed: never mistaken for a failure of what is read. Stays inside the package."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+    def translated(self) -> StoreError:
+        """Return the error that callers see when the output is a blob of the store."""
+        if self.error.errno in (errno.ENOSPC, errno.EDQUOT):
+            summary = "no space left on device while a layer was written"
+            return StoreFull(summary, hint="free some space, or run `crossdock prune`")
+        return StoreError(f"cannot write a layer: {self.error.strerror or self.error}")
 
 
 class _Job:
@@ -135,7 +152,7 @@ class LayerSink:
     def finish(self) -> SinkResult:
         """End the stream; returns the digests and sizes.
 
-        Raises: whatever ``out.write`` raised, or the cause of cancellation.
+        Raises: OutputFailed; what else ``out.write`` raised; the cause of cancellation.
         """
         self._cancel.check()
         total = self.position
@@ -221,7 +238,7 @@ class LayerSink:
         self._raw_hash.update(block)
         if self._codec is None:
             self._size += len(block)
-            self._out.write(block)  # type: ignore[arg-type]  # every file object takes buffers
+            self._write_out(block)
             return
         if self._codec.wants_crc:
             from isal import isal_zlib
@@ -236,6 +253,13 @@ class LayerSink:
         self._put(job.result)
 
     def _put(self, data: bytes) -> None:
-        self._size += len(data)
-        self._out_hash.update(data)
-        self._out.write(data)
+        if data:
+            self._size += len(data)
+            self._out_hash.update(data)
+            self._write_out(data)
+
+    def _write_out(self, data: bytes | memoryview) -> None:
+        try:
+            self._out.write(data)  # type: ignore[arg-type]  # every file object takes buffers
+        except OSError as exc:
+            raise OutputFailed(exc) from exc

@@ -18,10 +18,10 @@ import stat
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from crossdock.errors import LayerError, StoreError, StoreFull
+from crossdock.errors import LayerError, StoreError
 from crossdock.layers.compression import Compression
 from crossdock.layers.header import END, XATTR_PREFIX, encode_header, padding
-from crossdock.layers.pipeline import LayerSink
+from crossdock.layers.pipeline import LayerSink, OutputFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -73,14 +73,14 @@ def write_layer(
     Raises: LayerError naming what vanished, changed, or cannot be in a layer; StoreError, StoreFull
     when reading or writing fails; the token's cause.
     """
-    with LayerSink(out, compression, cancel=cancel, threads=threads) as sink:
-        walker = _Walker(sink, clamp_ns, cancel, progress, overlay=True)
-        walker.run(root, b"")
-        sink.write(END)
-        try:
+    try:
+        with LayerSink(out, compression, cancel=cancel, threads=threads) as sink:
+            walker = _Walker(sink, clamp_ns, cancel, progress, overlay=True)
+            walker.run(root, b"")
+            sink.write(END)
             done = sink.finish()
-        except OSError as exc:
-            raise _os_error(exc, b"") from exc
+    except OutputFailed as exc:
+        raise exc.translated() from exc
     return LayerResult(
         done.diff_id,
         done.digest,
@@ -104,17 +104,20 @@ def write_tree(
     Raises: as :func:`write_layer`; OSError of ``out``.
     """
     skipped: list[str] = []
-    with LayerSink(out, Compression("uncompressed"), cancel=cancel) as sink:
-        for folder, root in roots:
-            walker = _Walker(sink, None, cancel, None, overlay=False, fixed_ns=fixed_ns)
-            top = os.fsencode(folder + "/") if folder else b""
-            if top:
-                seconds = (fixed_ns or 0) // _SECOND_NS
-                sink.write(encode_header(top, kind=b"5", mode=0o755, mtime=seconds))
-            walker.run(root, top)
-            skipped += walker.skipped
-        sink.write(END)
-        sink.finish()
+    try:
+        with LayerSink(out, Compression("uncompressed"), cancel=cancel) as sink:
+            for folder, root in roots:
+                walker = _Walker(sink, None, cancel, None, overlay=False, fixed_ns=fixed_ns)
+                top = os.fsencode(folder + "/") if folder else b""
+                if top:
+                    seconds = (fixed_ns or 0) // _SECOND_NS
+                    sink.write(encode_header(top, kind=b"5", mode=0o755, mtime=seconds))
+                walker.run(root, top)
+                skipped += walker.skipped
+            sink.write(END)
+            sink.finish()
+    except OutputFailed as exc:
+        raise exc.error from exc
     return tuple(skipped)
 
 
@@ -131,14 +134,10 @@ def capability_v2(value: bytes) -> bytes:
 
 def _os_error(exc: OSError, path: bytes) -> LayerError | StoreError:
     name = os.fsdecode(path)
-    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-        summary = "no space left on device while a layer was written"
-        return StoreFull(summary, hint="free some space, or run `crossdock prune`")
-    if exc.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ESTALE) and path:
+    if exc.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ESTALE):
         summary = f"{name} vanished or changed its type while the layer was written"
         return LayerError(summary, hint="something still writes to this directory; build again")
-    summary = f"cannot write the layer: {name + ': ' if name else ''}{exc.strerror}"
-    return StoreError(summary)
+    return StoreError(f"cannot read {name} for a layer: {exc.strerror}")
 
 
 class _Walker:

@@ -163,7 +163,7 @@ class LayerBlobs:
         cancel: CancelToken,
     ) -> LayerPart:
         """Recompress the archive as it came: writing it anew could change its diff id."""
-        from crossdock.layers.recompress import recompress  # a cached build converts nothing
+        from crossdock.layers.convert import recompress  # a cached build converts nothing
 
         self.ensure_local(original.descriptor, original.repositories, report, cancel)
         with (

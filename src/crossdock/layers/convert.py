@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from crossdock.layers.decompress import open_decompressed
-from crossdock.layers.pipeline import LayerSink, SinkResult
+from crossdock.layers.pipeline import LayerSink, OutputFailed, SinkResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,12 +32,15 @@ def recompress(
     """Write the plain bytes of ``stream`` to ``out`` with another compression; the diff id stays.
 
     ``progress`` gets the uncompressed position. Raises: LayerError when ``stream`` is corrupt; the
-    token's cause; OSError of ``out``.
+    token's cause; StoreError, StoreFull when ``out`` fails.
     """
     _, plain = open_decompressed(stream)
-    with LayerSink(out, compression, cancel=cancel, threads=threads) as sink:
-        while block := plain.read(_BLOCK):
-            sink.write(block)
-            if progress is not None:
-                progress(sink.position)
-        return sink.finish()
+    try:
+        with LayerSink(out, compression, cancel=cancel, threads=threads) as sink:
+            while block := plain.read(_BLOCK):
+                sink.write(block)
+                if progress is not None:
+                    progress(sink.position)
+            return sink.finish()
+    except OutputFailed as exc:
+        raise exc.translated() from exc
