@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from crossdock.engine.sources.image import ImageSource, ResolvedImage
     from crossdock.engine.sources.pull import LayerPuller
     from crossdock.engine.store import LayerId, Lease
+    from crossdock.image.descriptor import Descriptor
     from crossdock.image.platform import Platform
     from crossdock.llb.graph import Output
     from crossdock.progress.events import EventSink
@@ -293,6 +294,20 @@ class Engine:
         context = PullContext(self.lease, sink, vertex, cancel)
         return self._layer_puller().directories(layers, context)
 
+    def fetch(
+        self,
+        blob: Descriptor,
+        repositories: Sequence[str],
+        vertex: str,
+        sink: EventSink,
+        cancel: CancelToken,
+    ) -> None:
+        """Have a blob in the store, from one of the repositories when it is not there."""
+        from crossdock.engine.sources.pull import PullContext
+
+        context = PullContext(self.lease, sink, vertex, cancel)
+        self._layer_puller().blobs(((blob, repositories),), context)
+
     # --- inside ---
 
     def _env(self, inputs: SolveInputs) -> OpEnv:
@@ -384,11 +399,17 @@ class _Access:
         self._engine = engine
         self._sink = sink
 
-    def directory(self, layer: LayerId, cancel: CancelToken) -> Path:
-        return self._engine.directories((layer,), "", self._sink, cancel)[0]
+    def directory(self, layer: LayerId, vertex: str, cancel: CancelToken) -> Path:
+        return self._engine.directories((layer,), vertex, self._sink, cancel)[0]
 
-    def mounted(self, ref: Sequence[LayerId], cancel: CancelToken) -> AbstractContextManager[Path]:
-        return self._engine.mounted(ref, sink=self._sink, cancel=cancel)
+    def mounted(
+        self, ref: Sequence[LayerId], vertex: str, cancel: CancelToken
+    ) -> AbstractContextManager[Path]:
+        directories = self._engine.directories(ref, vertex, self._sink, cancel)
+        return self._engine.sandbox().mounted(directories, upper=None, work=None)
+
+    def fetch(self, blob: Descriptor, repositories: Sequence[str], vertex: str, cancel: CancelToken) -> None:
+        self._engine.fetch(blob, repositories, vertex, self._sink, cancel)
 
 
 def _final(result: Result, env: OpEnv, vertex: str, ctx: OpContext) -> Ref:

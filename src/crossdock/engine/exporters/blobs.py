@@ -12,15 +12,13 @@ import json
 import threading
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from crossdock.errors import DigestMismatch, StoreError
+from crossdock.errors import DigestMismatch
 from crossdock.image.descriptor import Descriptor
 from crossdock.image.digest import DiffId, Digest
 from crossdock.image.mediatypes import compression_of, layer_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import BinaryIO
-
     from crossdock.cancel import CancelToken
     from crossdock.engine.exporters.model import ExportContext
     from crossdock.engine.exporters.report import Report
@@ -31,7 +29,6 @@ __all__ = ["INTERNAL_ANNOTATION", "LayerBlobs", "LayerPart"]
 
 #: marks blobs made here in the store: type and level they were made with
 INTERNAL_ANNOTATION = "io.crossdock.compression"
-_COPY = 1 << 20
 
 _T = TypeVar("_T")
 
@@ -86,7 +83,12 @@ class LayerBlobs:
 
         Raises: StoreError when nobody is known to have it; RegistryError, DigestMismatch; the token's cause.
         """
-        self._once(f"local {blob.digest}", lambda: self._fetch(blob, repositories, report, cancel))
+
+        def fetch() -> None:
+            if not self._store.content.has(blob.digest, self._context.lease):
+                self._context.access.fetch(blob, repositories, report.vertex, cancel)
+
+        self._once(f"local {blob.digest}", fetch)
 
     def _once(self, key: str, make: Callable[[], _T]) -> _T:
         """Return the value for ``key``, made by one thread; a failure is not kept."""
@@ -138,7 +140,7 @@ class LayerBlobs:
     ) -> LayerPart:
         from crossdock.layers.walk import write_layer  # a cached build writes no layer
 
-        directory = self._context.access.directory(layer, cancel)
+        directory = self._context.access.directory(layer, report.vertex, cancel)
         with self._store.content.writer(self._context.lease, hashing=False) as out:
             result = write_layer(
                 directory,
@@ -203,40 +205,6 @@ class LayerBlobs:
         blob = Descriptor(media_type, digest, size, {INTERNAL_ANNOTATION: _name(compression)})
         out.commit(blob)
         return blob
-
-    def _fetch(
-        self, blob: Descriptor, repositories: Sequence[str], report: Report, cancel: CancelToken
-    ) -> None:
-        if self._store.content.has(blob.digest, self._context.lease):
-            return
-        from crossdock.errors import RegistryError
-        from crossdock.image.reference import parse_reference
-
-        failure: RegistryError | None = None
-        for repository in repositories:
-            client = self._context.client().scoped(cancel=cancel)
-            try:
-                with client.open_blob(parse_reference(repository), blob) as stream:
-                    self._copy(stream, blob, report, cancel)  # type: ignore[arg-type]
-                    return
-            except RegistryError as exc:
-                failure = failure or exc
-        if failure is not None:
-            raise failure
-        summary = f"layer {blob.digest} is not in the store, and no registry is known to have it"
-        raise StoreError(summary, hint="build again with --pull", retryable=True)
-
-    def _copy(self, stream: BinaryIO, blob: Descriptor, report: Report, cancel: CancelToken) -> None:
-        # The reader verifies the digest.
-        with (
-            self._store.content.writer(self._context.lease, hashing=False) as out,
-            report.transfer(blob.digest, "downloading", blob.size) as progress,
-        ):
-            while block := stream.read(_COPY):
-                cancel.check()
-                out.write(block)
-                progress(out.tell())
-            out.commit(blob)
 
 
 def _name(compression: Compression) -> str:

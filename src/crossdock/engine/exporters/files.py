@@ -40,6 +40,7 @@ class _FilesExporter:
         context: ExportContext,
         images: Sequence[PlatformImage],
         stack: ExitStack,
+        report: Report,
         *,
         multi_platform: bool,
     ) -> list[tuple[str, Path]]:
@@ -50,7 +51,12 @@ class _FilesExporter:
         roots = []
         for image in images:
             folder = str(image.platform.normalised()).replace("/", "_") if split else ""
-            roots.append((folder, stack.enter_context(context.access.mounted(image.ref, context.cancel))))
+            roots.append(
+                (
+                    folder,
+                    stack.enter_context(context.access.mounted(image.ref, report.vertex, context.cancel)),
+                )
+            )
         return roots
 
 
@@ -101,7 +107,7 @@ class LocalExporter(_FilesExporter):
 
         dest = Path(self._options.dest)
         with ExitStack() as stack:
-            roots = self._roots(context, images, stack, multi_platform=multi_platform)
+            roots = self._roots(context, images, stack, report, multi_platform=multi_platform)
             owners = [str(image.platform.normalised()) for image in images]
             if len(roots) > 1 and not roots[0][0]:
                 check_overlap([root for _, root in roots], owners)
@@ -148,7 +154,7 @@ class TarExporter(_FilesExporter):
 
         fixed_ns = None if self._options.epoch_s is None else self._options.epoch_s * 1_000_000_000
         with ExitStack() as stack:
-            roots = self._roots(context, images, stack, multi_platform=multi_platform)
+            roots = self._roots(context, images, stack, report, multi_platform=multi_platform)
             if len(roots) > 1 and not roots[0][0]:
                 summary = "a tarball of several platforms needs platform-split=true"
                 raise UsageError(summary)

@@ -103,5 +103,5 @@ class ImageExporter:
                 if one.platform == wanted:
                     with report.stage(f"unpacking {wanted}"):
                         for layer in one.layer_ids:
-                            context.access.directory(layer, context.cancel)
+                            context.access.directory(layer, report.vertex, context.cancel)
                     return

@@ -62,12 +62,24 @@ class PlatformImage(NamedTuple):
 class LayerAccess(Protocol):
     """What exporters ask of the engine when they need files rather than blobs."""
 
-    def directory(self, layer: LayerId, cancel: CancelToken) -> Path:
-        """Return the layer's overlay directory, fetched and unpacked when it is remote."""
+    def directory(self, layer: LayerId, vertex: str, cancel: CancelToken) -> Path:
+        """Return the layer's overlay directory, fetched and unpacked when it is remote.
+
+        Progress is shown under ``vertex``.
+        """
         ...
 
-    def mounted(self, ref: Sequence[LayerId], cancel: CancelToken) -> AbstractContextManager[Path]:
+    def mounted(
+        self, ref: Sequence[LayerId], vertex: str, cancel: CancelToken
+    ) -> AbstractContextManager[Path]:
         """Show the layers as one read-only file system, for the length of the block."""
+        ...
+
+    def fetch(self, blob: Descriptor, repositories: Sequence[str], vertex: str, cancel: CancelToken) -> None:
+        """Have a blob in the store, fetched from one of the repositories when it is not there.
+
+        Raises: StoreError when nobody is known to have it; RegistryError, DigestMismatch.
+        """
         ...
 
 
