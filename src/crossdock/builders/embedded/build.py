@@ -1,0 +1,259 @@
+"""One build: Dockerfile to graph, graph to layers, layers to outputs."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from crossdock.builders.embedded.inputs import LocalFiles, check_secrets, gather, secret_reader, ssh_sockets
+from crossdock.builders.embedded.outputs import plan_outputs
+from crossdock.builders.embedded.steps import WarningKeeper, shown
+from crossdock.builders.embedded.supported import check_supported
+from crossdock.builders.result import BuildResult, BuiltImage, BuiltIndex
+from crossdock.engine.facade import Engine, EngineOptions, SolveInputs
+from crossdock.errors import NotSupported, SandboxError, SolveError
+from crossdock.image.platform import local_platform
+from crossdock.progress.events import VertexWarning
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from crossdock.builders.bootrecord import BootRecord
+    from crossdock.builders.embedded.inputs import Inputs
+    from crossdock.builders.request import BuildRequest
+    from crossdock.cancel import CancelToken
+    from crossdock.dockerfile.convert.options import ConvertOptions, PlatformResult
+    from crossdock.dockerfile.lint import LintWarning
+    from crossdock.engine.exporters.model import ExporterSpec, ExportResult
+    from crossdock.engine.sources.image import ResolvedImage
+    from crossdock.image.platform import Platform
+    from crossdock.progress.events import EventSink
+    from crossdock.registry import RegistryClient
+
+__all__ = ["build"]
+
+
+def build(
+    root: Path, payload: tuple[BuildRequest, bool], sink: EventSink, cancel: CancelToken
+) -> tuple[BuildResult, BootRecord | None]:
+    """Build; the second of ``payload`` asks for a record of what the machine can run.
+
+    Raises: everything a build can fail with; see ``crossdock.errors``.
+    """
+    request, wants_record = payload
+    check_supported(request)
+    check_secrets(request.secrets)
+    keeper = WarningKeeper(sink)
+    with ExitStack() as stack:
+        empty = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crossdock-")))
+        with shown(keeper, f"[internal] load build definition from {_display_name(request)}") as step:
+            inputs = gather(request, empty)
+            step.transferred("transferring dockerfile:", len(inputs.dockerfile))
+        engine = stack.enter_context(Engine.open(EngineOptions(root, registry=_client)))
+        result = _Build(engine, request, inputs, keeper, cancel, step.digest).run()
+        record = _survey(engine) if wants_record else None
+    return result, record
+
+
+def _display_name(request: BuildRequest) -> str:
+    if request.dockerfile_text is not None or not request.dockerfile:
+        return "Dockerfile"
+    return Path(request.dockerfile).name
+
+
+def _client(cancel: CancelToken) -> RegistryClient:
+    from crossdock.registry import Credentials, RegistryClient, RegistryConfig
+
+    return RegistryClient(config=RegistryConfig(), credentials=Credentials(), cancel=cancel)
+
+
+def _survey(engine: Engine) -> BootRecord | None:
+    """Note what the machine offers, for ``ls``; a build that ran no step may work where no step would."""
+    from crossdock.builders.embedded.machine import survey
+
+    try:
+        return survey(engine, verify=False)
+    except SandboxError:
+        return None
+
+
+class _Build:
+    """The parts of one build, with what they share."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        request: BuildRequest,
+        inputs: Inputs,
+        keeper: WarningKeeper,
+        cancel: CancelToken,
+        definition: str,
+    ) -> None:
+        self._engine = engine
+        self._request = request
+        self._inputs = inputs
+        self._keeper = keeper
+        self._cancel = cancel
+        #: vertex that stands for reading the Dockerfile; warnings belong to it
+        self._definition = definition
+        self._files = LocalFiles(inputs.directories)
+        self._images = _Images(engine, keeper, cancel)
+
+    def run(self) -> BuildResult:
+        """Do it all."""
+        from crossdock.dockerfile.attrs import options_from_attrs
+
+        options = options_from_attrs(self._inputs.attrs, build_platforms=(local_platform(),))
+        if self._request.call != "build":
+            return self._call(options)
+        specs, loaders = plan_outputs(
+            self._request, multi_platform=options.multi_platform, sink=self._keeper, cancel=self._cancel
+        )
+        self._check_outputs(specs, options)
+        results = self._convert(options)
+        try:
+            exported = self._solve_and_export(results, specs, options)
+            for loader in loaders:
+                loader.finish()
+        except BaseException:
+            for loader in loaders:
+                loader.abort()
+            raise
+        return self._result(results, exported)
+
+    def _check_outputs(self, specs: Sequence[ExporterSpec], options: ConvertOptions) -> None:
+        if specs:
+            from crossdock.engine.exporters import check_exporters
+
+            check_exporters(specs, multi_platform=options.multi_platform)
+
+    def _convert(self, options: ConvertOptions) -> list[PlatformResult]:
+        from crossdock.dockerfile.convert import convert
+        from crossdock.dockerfile.parser import parse
+
+        dockerfile = parse(self._inputs.dockerfile, self._inputs.name)
+        return convert(dockerfile, options, images=self._images, context=self._files, warn=self._warn)
+
+    def _solve_and_export(
+        self, results: Sequence[PlatformResult], specs: Sequence[ExporterSpec], options: ConvertOptions
+    ) -> ExportResult | None:
+        request = self._request
+        sockets = ssh_sockets(request.ssh)
+        allow = {*request.allow, *(("network.host",) if request.network == "host" else ())}
+        inputs = SolveInputs(
+            locals=self._inputs.directories,
+            secrets=secret_reader(request.secrets),
+            ssh=sockets.get,
+            allow=frozenset(allow),
+        )
+        outputs = [r.output for r in results]
+        try:
+            refs = self._engine.solve(outputs, inputs=inputs, sink=self._keeper, cancel=self._cancel)
+        except SolveError as exc:
+            self._locate(exc, results)
+            raise
+        if not specs:
+            return None
+        from crossdock.engine.exporters import PlatformImage
+
+        images = [
+            PlatformImage(r.platform, ref.layers, r.config, r.base_config)
+            for r, ref in zip(results, refs, strict=True)
+        ]
+        return self._engine.export(
+            images,
+            specs,
+            sink=self._keeper,
+            cancel=self._cancel,
+            epoch_s=results[0].epoch,
+            multi_platform=options.multi_platform,
+        )
+
+    @staticmethod
+    def _locate(error: SolveError, results: Sequence[PlatformResult]) -> None:
+        """Say where in the Dockerfile the failed step is."""
+        if error.source is not None or error.vertex is None:
+            return
+        from crossdock.llb.graph import walk
+
+        wanted = error.vertex.partition("!")[0]
+        for node in walk([r.output for r in results if r.output is not None]):
+            if node.digest == wanted:
+                error.source = node.source
+                return
+
+    def _result(self, results: Sequence[PlatformResult], exported: ExportResult | None) -> BuildResult:
+        images = {str(r.platform): BuiltImage(platform=r.platform, config=r.config) for r in results}
+        index = None
+        metadata: dict[str, Any] = {}
+        if exported is not None:
+            metadata = exported.merged
+            if exported.image is not None:
+                for one in exported.image.platforms:
+                    images[str(one.platform)] = BuiltImage(
+                        platform=one.platform,
+                        config=one.config,
+                        digest=one.descriptor.digest,
+                        config_digest=one.manifest.config.digest,
+                    )
+                if exported.image.index is not None:
+                    top = exported.image.descriptor
+                    index = BuiltIndex(digest=top.digest, media_type=top.media_type, size=top.size)
+        return BuildResult(
+            images=images, index=index, metadata=metadata, warnings=tuple(self._keeper.warnings)
+        )
+
+    def _warn(self, warning: LintWarning) -> None:
+        self._keeper.emit(
+            VertexWarning(
+                vertex=self._definition,
+                level=1,
+                short=f"{warning.rule}: {warning.message}",
+                detail=(warning.description,),
+                url=warning.url,
+                source=warning.where,
+            )
+        )
+
+    def _call(self, options: ConvertOptions) -> BuildResult:
+        """Answer a question instead of building."""
+        from crossdock.dockerfile.subrequests import METHODS, answer
+
+        method = self._request.call.partition(",")[0]
+        if method not in METHODS:
+            summary = f"--call={method} is not supported"
+            raise NotSupported(summary, hint=f"methods: {', '.join(METHODS)}")
+        found = answer(
+            METHODS[method],
+            self._inputs.dockerfile,
+            self._inputs.name,
+            options,
+            images=self._images,
+            context=self._files,
+        )
+        metadata = {key: value.decode() for key, value in found.metadata().items()}
+        return BuildResult(metadata=metadata, warnings=tuple(self._keeper.warnings))
+
+
+class _Images:
+    """Resolves images through the engine, shown as steps."""
+
+    def __init__(self, engine: Engine, sink: EventSink, cancel: CancelToken) -> None:
+        self._engine = engine
+        self._sink = sink
+        self._cancel = cancel
+
+    def resolve_image(self, ref: str, *, platform: Platform, mode: str, log_name: str) -> ResolvedImage:
+        """Resolve a reference."""
+        with shown(self._sink, log_name):
+            return self._engine.resolve_image_config(
+                ref, platform=platform, mode=mode, sink=self._sink, cancel=self._cancel
+            )
+
+    def resolve_oci_layout(self, ref: str, *, store: str, platform: Platform, log_name: str) -> ResolvedImage:
+        """Refuse: OCI layouts as contexts are not read yet."""
+        del store, platform, log_name
+        summary = f"the embedded builder cannot read the OCI layout {ref} yet"
+        raise NotSupported(summary)

@@ -1,0 +1,88 @@
+"""Steps that are not vertices of the graph: reading the Dockerfile, resolving images, booting."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from crossdock.progress.events import Vertex, VertexLog, VertexStatus, VertexWarning
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from crossdock.progress.events import Event, EventSink
+
+__all__ = ["ShownStep", "WarningKeeper", "shown"]
+
+
+class ShownStep:
+    """A step under way."""
+
+    __slots__ = ("_sink", "digest", "started_ns")
+
+    def __init__(self, sink: EventSink, digest: str) -> None:
+        self._sink = sink
+        self.digest = digest
+        self.started_ns = time.time_ns()
+
+    def log(self, text: str) -> None:
+        """Show a line of output."""
+        event = VertexLog(
+            vertex=self.digest, stream=1, data=text.encode() + b"\n", timestamp_ns=time.time_ns()
+        )
+        self._sink.emit(event)
+
+    def transferred(self, what: str, size_bytes: int) -> None:
+        """Show a finished transfer."""
+        now = time.time_ns()
+        self._sink.emit(
+            VertexStatus(
+                id=what,
+                vertex=self.digest,
+                current=size_bytes,
+                timestamp_ns=now,
+                started_ns=self.started_ns,
+                completed_ns=now,
+            )
+        )
+
+
+@contextmanager
+def shown(sink: EventSink, name: str) -> Iterator[ShownStep]:
+    """Show a step for the length of a block; an exception becomes its error."""
+    digest = "sha256:" + hashlib.sha256(name.encode() + os.urandom(8)).hexdigest()
+    step = ShownStep(sink, digest)
+
+    def emit(completed_ns: int | None, error: str = "") -> None:
+        sink.emit(
+            Vertex(
+                digest=digest, name=name, started_ns=step.started_ns, completed_ns=completed_ns, error=error
+            )
+        )
+
+    emit(None)
+    try:
+        yield step
+    except BaseException as exc:
+        emit(time.time_ns(), str(exc) or type(exc).__name__)
+        raise
+    emit(time.time_ns())
+
+
+class WarningKeeper:
+    """Passes events on and keeps the warnings."""
+
+    __slots__ = ("_sink", "warnings")
+
+    def __init__(self, sink: EventSink) -> None:
+        self._sink = sink
+        self.warnings: list[VertexWarning] = []
+
+    def emit(self, event: Event) -> None:
+        """Take one event."""
+        if isinstance(event, VertexWarning):
+            self.warnings.append(event)
+        self._sink.emit(event)

@@ -1,0 +1,53 @@
+"""What the embedded engine does not do yet: one clear error that names the flag, before anything starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from crossdock.errors import NotSupported, UsageError
+
+if TYPE_CHECKING:
+    from crossdock.builders.request import BuildRequest
+
+__all__ = ["check_supported"]
+
+_ENTITLEMENTS = frozenset(["network.host", "security.insecure", "buildx.local.delete"])
+
+
+class _Refusal(NamedTuple):
+    flag: str
+    why: str
+
+
+def check_supported(request: BuildRequest) -> None:
+    """Refuse what would otherwise be ignored.
+
+    Raises: NotSupported naming the flag; UsageError for an unknown entitlement.
+    """
+    for refusal in _refusals(request):
+        summary = f"{refusal.flag} is not supported by the embedded builder yet: {refusal.why}"
+        raise NotSupported(summary, hint="use a BuildKit builder for this build: --builder NAME")
+    for grant in request.allow:
+        name = grant.partition("=")[0]
+        if name not in _ENTITLEMENTS:
+            summary = f"unknown entitlement {grant!r}"
+            raise UsageError(summary, hint=f"entitlements: {', '.join(sorted(_ENTITLEMENTS))}")
+
+
+def _refusals(request: BuildRequest) -> list[_Refusal]:
+    found: list[_Refusal] = []
+    for kind, params in request.attests.items():
+        if params is not None:
+            found.append(_Refusal(f"--{kind}", "it makes no attestations"))
+    found += [
+        _Refusal(f"--cache-to type={c['type']}", "its cache is the local store") for c in request.cache_to
+    ]
+    found += [
+        _Refusal(f"--cache-from type={c['type']}", "its cache is the local store") for c in request.cache_from
+    ]
+    found += [
+        _Refusal("--allow device", "it passes no devices into steps")
+        for grant in request.allow
+        if grant.partition("=")[0] == "device"
+    ]
+    return found
