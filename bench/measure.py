@@ -7,18 +7,21 @@ its tree), a daemon's is its high-water mark, reset before each run.
 from __future__ import annotations
 
 import contextlib
-import os
+import json
 import re
 import statistics
 import subprocess
+import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+
+_LAUNCH = Path(__file__).resolve().parent / "launch.py"
 
 
 class RunError(Exception):
@@ -73,26 +76,29 @@ def run(
     for pid in daemons:
         with contextlib.suppress(OSError):
             Path(f"/proc/{pid}/clear_refs").write_text("5")  # resets VmHWM
-    peak = 0
     with tempfile.TemporaryFile() as log:
-        started = time.monotonic()
-        children = [
-            subprocess.Popen(command, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-            for command in commands
-        ]
-        codes = []
-        for child in children:
-            _, status, usage = os.wait4(child.pid, 0)
-            child.returncode = os.waitstatus_to_exitcode(status)
-            codes.append(child.returncode)
-            peak = max(peak, usage.ru_maxrss * 1024)
-        seconds = time.monotonic() - started
-        if any(codes):
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", str(_LAUNCH)],
+            input=json.dumps([list(command) for command in commands]).encode(),
+            env=env,
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            check=False,
+        )
+        found: dict[str, Any] = (
+            json.loads(done.stdout) if done.returncode == 0 else {"codes": ["not started"]}
+        )
+        if any(found["codes"]):
             log.seek(0)
             tail = log.read()[-3000:].decode(errors="replace")
-            msg = f"{' '.join(commands[0])}: exit {codes}\n{tail}"
+            msg = f"{' '.join(commands[0])}: exit {found['codes']}\n{tail}"
             raise RunError(msg)
-    return Measurement(seconds=seconds, client_bytes=peak, daemon_bytes=sum(map(_high_water, daemons)))
+    return Measurement(
+        seconds=found["seconds"],
+        client_bytes=max(found["peaks"]),
+        daemon_bytes=sum(map(_high_water, daemons)),
+    )
 
 
 def _tree(pid: int) -> list[int]:
