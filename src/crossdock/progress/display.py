@@ -137,22 +137,19 @@ class Display:
             self._failure = exc
 
     def _loop(self) -> None:
-        shown_s = 0.0
+        due_s = time.monotonic() + _REFRESH_S
         while True:
             try:
-                first = self._queue.get(timeout=_REFRESH_S)
+                batch, ended = self._drain(self._queue.get(timeout=max(due_s - time.monotonic(), 0)))
             except Empty:
-                self._printer.refresh()
-                continue
-            batch, ended = self._drain(first)
+                batch, ended = [], False
             if batch:
                 self._printer.update(batch)
             if ended:
                 return
-            now = time.monotonic()
-            if now - shown_s >= _REFRESH_S:
+            if time.monotonic() >= due_s:
                 self._printer.refresh()
-                shown_s = now
+                due_s = time.monotonic() + _REFRESH_S
 
     def _drain(self, first: Event | None) -> tuple[list[Event], bool]:
         batch: list[Event] = []

@@ -42,9 +42,8 @@ class PlainPrinter:
         self._printed_any = False
 
     def update(self, events: Iterable[Event]) -> None:
-        """Take events and print what they allow."""
+        """Take events; printed at the next refresh, so that a quick start and end make one line."""
         self.trace.update(events, self._clock())
-        self.refresh()
 
     def refresh(self) -> None:
         """Print what is new."""

@@ -44,6 +44,7 @@ def printed(*batches: list[Event], description: str = "") -> str:
     for batch in batches:
         clock.now += 0.1
         printer.update(batch)
+        printer.refresh()
     printer.done()
     return out.getvalue()
 
@@ -114,7 +115,9 @@ def test_a_silent_step_gives_way_after_ten_seconds() -> None:
     out, clock = io.StringIO(), Clock()
     printer = PlainPrinter(out, clock=clock)
     printer.update([vertex("a", "RUN a", 0), log("a", b"x\n", 0)])
+    printer.refresh()
     printer.update([vertex("b", "RUN b", 0), log("b", b"y\n", 0)])
+    printer.refresh()
     assert "RUN b" not in out.getvalue()
     clock.now += 11
     printer.refresh()
@@ -189,6 +192,7 @@ def test_every_line_and_outcome_is_printed_exactly_once_in_any_order(seed: int, 
     while any(queues):
         queue = chance.choice([q for q in queues if q])
         printer.update([queue.pop(0)])
+        printer.refresh()
         clock.now += chance.choice([0, 0.1, 12])
     printer.done()
     lines = out.getvalue().splitlines()
