@@ -7,17 +7,16 @@ removal lock before it is repaired.
 from __future__ import annotations
 
 import os
-import time
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from crossdock.engine.store.leases import BLOB, LAYER
-from crossdock.engine.store.locks import is_held, try_flock
-from crossdock.engine.store.recovery import drop_directory, drop_layer_rows, file_matches
+from crossdock.engine.store.locks import is_held
+from crossdock.engine.store.recovery import drop_directory, drop_layer_rows, file_matches, unfinished
 from crossdock.engine.store.rim import rim
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from crossdock.cancel import CancelToken
@@ -169,29 +168,13 @@ class _Checker:
     def _layer_folders(self) -> None:
         store = self._store
         names = os.listdir(store.layout.layers)
-        known = dict(store.db.all("SELECT id, has_directory FROM layers"))
+        known = {layer_id for (layer_id,) in store.db.all("SELECT id FROM layers")}
         for name in names:
-            home = store.layout.layers / name
             if name not in known:
-                self._orphan("layer", home, LAYER + name)
+                self._orphan("layer", store.layout.layers / name, LAYER + name)
                 continue
-            for entry in _listdir(home):
-                # A remote layer's "fs" without the mark, "partial" and "work" are cut-off work, unless being done.
-                if entry == "fs" and known[name]:
-                    continue
-                self._unfinished(name, home, entry)
-
-    def _unfinished(self, layer_id: str, home: Path, entry: str) -> None:
-        store = self._store
-        fd = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            if not try_flock(fd) or not (home / entry).exists():
-                return
-            if entry == "fs" and store.layers.directory(layer_id) is not None:
-                return
-            self._note("layer", layer_id, f"unfinished: {entry}", partial(store.trash.take, home / entry))
-        finally:
-            os.close(fd)
+            for path in unfinished(store, name):
+                self._note("layer", name, f"unfinished: {path.name}", partial(store.trash.take, path))
 
     # --- records ---
 
@@ -235,28 +218,8 @@ class _Checker:
                 self._note(
                     "leftover", str(path), "a write that was cut off", partial(path.unlink, missing_ok=True)
                 )
-        for entry in self._stale_stat_files():
+        for entry in store.stats.stale():
             self._note("leftover", entry, "a write that was cut off", partial(os.unlink, entry))
-
-    def _stale_stat_files(self) -> Iterator[str]:
-        for entry in os.scandir(self._store.layout.stat):
-            # A table is written under another name within a second.
-            if "." in entry.name and _age_s(entry) > _STAT_WRITE_S:
-                yield entry.path
-
-
-_STAT_WRITE_S = 60
-
-
-def _age_s(entry: os.DirEntry[str]) -> float:
-    return (time.time_ns() - entry.stat(follow_symlinks=False).st_mtime_ns) / 1e9
-
-
-def _listdir(path: Path) -> list[str]:
-    try:
-        return os.listdir(path)
-    except FileNotFoundError:
-        return []
 
 
 # What SQL alone can see: text, the rows, and the statements that remove one (the row's values are the arguments).

@@ -114,6 +114,11 @@ class Database:
         except sqlite3.Error as exc:
             raise explain(exc, "read the store's metadata") from exc
 
+    def execute(self, sql: str, arguments: Sequence[object] = ()) -> int:
+        """Write with one statement; returns the number of rows changed. Raises: StoreFull, StoreError."""
+        with self.transaction() as tx:
+            return tx.execute(sql, arguments).rowcount
+
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Write atomically; a nested one joins the outer. Nothing slow may happen inside.

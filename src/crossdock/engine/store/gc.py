@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from crossdock.engine.store import hooks
 from crossdock.engine.store.filters import parse_filters
 from crossdock.engine.store.layout import refill_ballast
-from crossdock.engine.store.leases import BLOB, LAYER, RESULT
+from crossdock.engine.store.leases import BLOB, LAYER, MOUNT, RESULT
 from crossdock.engine.store.recovery import drop_layer_rows
 from crossdock.engine.store.usage import collect, total_size
 from crossdock.errors import StoreFull
@@ -185,6 +185,7 @@ class Collector:
     def _remove_batch(self, batch: Sequence[UsageRecord], lease: Lease) -> list[tuple[UsageRecord, int]]:
         removed = []
         store = self._store
+        lease.append([MOUNT + record.id for record in batch if record.kind == "mount"])
         for record in batch:
             if record.kind == "mount" and store.mounts.remove(record.id):
                 removed.append((record, record.size))

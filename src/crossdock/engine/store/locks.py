@@ -81,19 +81,29 @@ class RemovalLock:
     reads the leases, deletes the metadata and renames the files away under :meth:`removing`. So nothing is removed between
     "in use" being declared and being seen. Each use opens the file anew: a ``flock`` belongs to the open file, and threads
     sharing one would release each other's.
+
+    The kernel hands a ``flock`` to whoever runs first, so a remover that comes back at once would keep all others
+    waiting. Hence the turnstile: those who have to wait hold it until they are in, and a remover passes it first.
     """
 
-    __slots__ = ("_path",)
+    __slots__ = ("_path", "_turnstile")
 
     def __init__(self, path: Path) -> None:
         self._path = os.fspath(path)
+        self._turnstile = self._path + "-turnstile"
 
     @contextmanager
     def adding(self) -> Iterator[None]:
-        """Keep removals out for a moment; never wait for anything else inside."""
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE)
+        """Keep removals out for a moment; inside, wait for nothing but the write lock."""
+        fd = _open_lock(self._path)
         try:
-            fcntl.flock(fd, fcntl.LOCK_SH)
+            if not try_flock(fd, exclusive=False):
+                turnstile = _open_lock(self._turnstile)
+                try:
+                    fcntl.flock(turnstile, fcntl.LOCK_SH)
+                    fcntl.flock(fd, fcntl.LOCK_SH)
+                finally:
+                    os.close(turnstile)
             yield
         finally:
             os.close(fd)
@@ -101,12 +111,22 @@ class RemovalLock:
     @contextmanager
     def removing(self) -> Iterator[None]:
         """Keep additions and other removals out; milliseconds only."""
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE)
+        turnstile = _open_lock(self._turnstile)
+        fd = -1
         try:
+            fd = _open_lock(self._path)
+            fcntl.flock(turnstile, fcntl.LOCK_EX)
+            fcntl.flock(turnstile, fcntl.LOCK_UN)
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield
         finally:
-            os.close(fd)
+            os.close(turnstile)
+            if fd >= 0:
+                os.close(fd)
+
+
+def _open_lock(path: str) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _MODE)
 
 
 class OncePerKey:

@@ -67,8 +67,7 @@ class CacheMounts:
         (mode 0755) once. A ``locked`` mount in use is waited for; a ``private`` one in use gets a sibling.
         Raises: StoreFull, StoreError; what ``fill`` raises; the token's cause.
         """
-        with self._locked(mount_id(name, namespace, base), sharing, fill, cancel) as key:
-            lease.add((MOUNT + key,))
+        with self._locked(lease, mount_id(name, namespace, base), sharing, fill, cancel) as key:
             self._note(key, name)
             yield self.directory(key)
 
@@ -106,12 +105,18 @@ class CacheMounts:
 
     @contextmanager
     def _locked(
-        self, first: str, sharing: Sharing, fill: Callable[[Path], None] | None, cancel: CancelToken
+        self,
+        lease: Lease,
+        first: str,
+        sharing: Sharing,
+        fill: Callable[[Path], None] | None,
+        cancel: CancelToken,
     ) -> Iterator[str]:
         """Lock a directory as ``sharing`` says, making it when absent; yields its id."""
         key, copies = first, 0
         while True:
             cancel.check()
+            lease.add((MOUNT + key,))  # so that recovery finds it, should we die before its row is written
             with rim("use a cache mount"):
                 fd = os.open(self._lock_path(key), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:

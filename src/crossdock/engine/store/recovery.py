@@ -10,7 +10,8 @@ import os
 from typing import TYPE_CHECKING
 
 from crossdock.engine.store import hooks
-from crossdock.engine.store.leases import BLOB, LAYER
+from crossdock.engine.store.leases import BLOB, LAYER, MOUNT
+from crossdock.engine.store.locks import try_flock
 
 if TYPE_CHECKING:
     import sqlite3
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from crossdock.engine.store.store import Store
 
-__all__ = ["drop_layer_rows", "file_matches", "recover_leases", "recover_power_cut"]
+__all__ = ["drop_layer_rows", "file_matches", "recover_leases", "recover_power_cut", "unfinished"]
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
@@ -31,6 +32,10 @@ def recover_leases(store: Store) -> None:
             live = store.leases.live_names(besides=path) if names else frozenset()
             for name in names:
                 _recover_name(store, name, live)
+        recorded = set(store.mounts.ids())
+        for name in names:
+            if name.startswith(MOUNT) and name[len(MOUNT) :] not in recorded:
+                store.mounts.remove(name[len(MOUNT) :])  # unless somebody is just making it
         for entry in os.listdir(store.layout.ingest):
             if entry.startswith(lease_id + "."):
                 (store.layout.ingest / entry).unlink(missing_ok=True)
@@ -41,12 +46,37 @@ def recover_leases(store: Store) -> None:
 def _recover_name(store: Store, name: str, live: frozenset[str]) -> None:
     kind, value = name[:2], name[2:]
     if kind == LAYER:
-        # Another process may have drawn the same name; then it is that process's.
-        if name not in live and not store.layers.exists(value):
+        if store.layers.exists(value):
+            for entry in unfinished(store, value):
+                store.trash.take(entry)
+        elif name not in live:  # else another process drew the same name, and it is that process's
             store.trash.take(store.layout.layers / value)
     elif kind == BLOB and not store.content.has(value):
         # Files appear together with their rows under the lock that keeps us out.
         store.trash.take(store.content.path(value))
+
+
+def unfinished(store: Store, layer_id: str) -> list[Path]:
+    """Return what a dead process left in a layer's folder: an unmarked ``fs``, ``partial``, ``work``.
+
+    Empty while somebody fills the layer.
+    """
+    home = store.layout.layers / layer_id
+    try:
+        entries = os.listdir(home)
+        if entries == ["fs"] and store.layers.directory(layer_id) is not None:
+            return []
+        fd = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return []
+    try:
+        if not try_flock(fd):
+            return []
+        # Looked at again: who held the lock may have finished.
+        marked = store.layers.exists(layer_id) and store.layers.directory(layer_id) is not None
+        return [home / entry for entry in os.listdir(home) if entry != "fs" or not marked]
+    finally:
+        os.close(fd)
 
 
 def recover_power_cut(store: Store) -> None:

@@ -14,12 +14,14 @@ import sys
 import time
 import zlib
 from array import array
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from crossdock.engine.store.ids import new_id
 from crossdock.engine.store.rim import rim
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from crossdock.engine.store.layout import Layout
@@ -36,6 +38,12 @@ _FINE_MARGIN_NS = 100_000_000
 _COARSE_MARGIN_NS = 2_500_000_000
 #: unseen entries are kept (another target may use them) up to this number, or as many as were seen
 _KEEP_UNSEEN = 1000
+
+
+#: between the name of a table and a random part, while it is written
+_WRITING = "."
+#: writing takes less than a second
+_WRITING_NS = 60 * 10**9
 
 
 class StatCache:
@@ -55,18 +63,27 @@ class StatCache:
         """Delete tables not written for so long; returns bytes freed. Raises: StoreError."""
         limit = time.time_ns() - int(unused_for_s * 1e9)
         freed = 0
-        with rim("prune stat caches"):
-            for entry in os.scandir(self._folder):
-                info = entry.stat(follow_symlinks=False)
-                if info.st_mtime_ns <= limit:
-                    os.unlink(entry.path)
+        for path, info in self._files():
+            # A name with a dot is being written, unless its writer died.
+            if info.st_mtime_ns <= limit and (_WRITING not in os.path.basename(path) or is_stale(info)):
+                with rim("prune stat caches"), suppress(FileNotFoundError):
+                    os.unlink(path)
                     freed += info.st_size
         return freed
 
     def size(self) -> int:
         """Return the bytes of all tables."""
-        with rim("read stat caches"):
-            return sum(entry.stat(follow_symlinks=False).st_size for entry in os.scandir(self._folder))
+        return sum(info.st_size for _, info in self._files())
+
+    def stale(self) -> list[str]:
+        """Return files whose writer died."""
+        return [path for path, info in self._files() if _WRITING in os.path.basename(path) and is_stale(info)]
+
+    def _files(self) -> Iterator[tuple[str, os.stat_result]]:
+        with rim("read stat caches"), os.scandir(self._folder) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):  # renamed or removed meanwhile
+                    yield entry.path, entry.stat(follow_symlinks=False)
 
 
 class StatTable:
@@ -112,7 +129,7 @@ class StatTable:
         joined = b"\0".join(paths)
         body = joined + numbers.tobytes() + digests
         header = _HEADER.pack(_MAGIC, zlib.crc32(body), len(paths), len(joined))
-        temporary = f"{self._path}.{new_id()}"
+        temporary = f"{self._path}{_WRITING}{new_id()}"
         with rim("write a stat cache"):
             try:
                 with open(temporary, "wb", buffering=0) as file:
@@ -163,6 +180,11 @@ class StatTable:
             self._paths = paths
             self._numbers.frombytes(data[numbers_at:digests_at])
             self._digests = data[digests_at:]
+
+
+def is_stale(info: os.stat_result) -> bool:
+    """True for a file being written whose writer must have died."""
+    return time.time_ns() - info.st_mtime_ns > _WRITING_NS
 
 
 def margin_ns(info: os.stat_result) -> int:

@@ -92,7 +92,9 @@ def test_wrong_filters_are_refused(text: str) -> None:
     ids=lambda value: ",".join(value) if isinstance(value, list) else "",
 )
 def test_command_line_filters(filters: list[str], expected: tuple[str, ...], keep_s: float) -> None:
-    assert parse_cli_filters(filters, NOW_NS) == (expected, pytest.approx(keep_s))
+    found = parse_cli_filters(filters, NOW_NS)
+    assert found.filters == expected
+    assert found.keep_duration_s == pytest.approx(keep_s)
 
 
 @pytest.mark.parametrize("filters", [["until=x"], ["until=1h", "unused-for=2h"], ["until="], ["nope=1"]])

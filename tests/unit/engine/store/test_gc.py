@@ -12,16 +12,14 @@ from hypothesis import strategies as st
 
 from crossdock.engine.store import Store
 from crossdock.engine.store.gc import GCPolicy, default_policies, keep_bytes, leaves_first
-from crossdock.engine.store.usage import STAT_CACHES
+from crossdock.engine.store.usage import STAT_CACHES, UsageRecord
 from crossdock.errors import Cancelled
 from crossdock.image.descriptor import Descriptor
 from crossdock.image.digest import DiffId, sha256_digest
-from unit.engine.store.test_filters import record
 
 if TYPE_CHECKING:
     from crossdock.cancel import CancelToken
     from crossdock.engine.store import LayerId
-    from crossdock.engine.store.usage import UsageRecord
 
 MB = 1_000_000
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -36,6 +34,23 @@ def add_layer(
         if canonical:
             store.records.save(canonical, [(*below, layer)], lease=lease, description=f"RUN {canonical}")
     return layer
+
+
+def record(name: str, parents: set[int], used_ns: int) -> UsageRecord:
+    return UsageRecord(
+        id=name,
+        kind="layer",
+        mutable=False,
+        in_use=False,
+        size=1,
+        parents=tuple(map(str, parents)),
+        created_ns=0,
+        last_used_ns=used_ns,
+        usage_count=0,
+        description="",
+        record_type="regular",
+        shared=False,
+    )
 
 
 def age(store: Store, seconds: float, *layers: str) -> None:
@@ -311,7 +326,7 @@ def test_a_layer_is_only_taken_after_all_that_stand_on_it(data: st.DataObject) -
     for number in range(count):
         parents = data.draw(st.sets(st.integers(0, number - 1), max_size=3)) if number else set()
         used = data.draw(st.integers(0, 3))
-        records.append(record(id=str(number), parents=tuple(map(str, parents)), last_used_ns=used))
+        records.append(record(str(number), parents, used))
     chosen = [r for r in records if data.draw(st.booleans())]
     order = [r.id for r in leaves_first(chosen, records)]
     assert len(set(order)) == len(order)

@@ -93,9 +93,10 @@ def test_forgetting_drops_the_keys_too(store: Store, lease: Lease, layers: list[
 
 def test_use_is_counted_once_per_lease(store: Store, layers: list[LayerId], lease: Lease) -> None:
     store.records.save("sha256:c", [layers], lease=lease)
+    before = store.records.result("sha256:c", lease)
     for _ in range(2):
         with store.lease() as held:
-            before = store.records.result("sha256:c", held)
+            store.records.result("sha256:c", held)
             store.records.result("sha256:c", held)
     with store.lease() as held:
         found = store.records.result("sha256:c", held)
