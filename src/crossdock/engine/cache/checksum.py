@@ -59,13 +59,13 @@ def _select(view: View, selector: Selector) -> list[tuple[str, Node]]:
     # A single path is known by the op under its own name; several are told apart by theirs.
     named = selector.wildcard
     records: list[tuple[str, Node]] = []
-    seen = set(selector.required)
+    seen = {"/" + path.strip("/") for path in selector.required}
     for match in matches:
         base = match.path if named else ""
         for path, node in walk(view, match.node, filter_):
             records.append((f"{base}/{path}", node))
             if seen:
-                full = f"/{match.path}/{path}".rstrip("/")
+                full = "/" + "/".join(filter(None, (match.path, path)))
                 seen = {wanted for wanted in seen if not full.startswith(wanted)}
     if seen:
         raise not_found(min(seen), view)

@@ -1,0 +1,191 @@
+"""Local directories read in place: patterns, ownership, caching, and changes while reading."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from crossdock.cancel import CancelToken
+from crossdock.engine.cache.beneath import open_beneath
+from crossdock.engine.cache.checksum import content_digest
+from crossdock.engine.cache.localview import LocalView
+from crossdock.engine.cache.select import Selector, path_filter, walk
+from crossdock.engine.store.statcache import StatTable
+from crossdock.errors import ContextError, SolveError
+
+
+def make(root, *entries):
+    for entry in entries:
+        name, _, text = entry.partition("=")
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("/"):
+            path.mkdir(exist_ok=True)
+        elif ">" in name:
+            link, target = name.split(">")
+            (root / link).symlink_to(target)
+        else:
+            path.write_text(text)
+    return root
+
+
+@pytest.fixture
+def open_view(tmp_path):
+    views = []
+
+    def make_view(root, exclude=(), include=(), table=None):
+        view = LocalView(root, path_filter(tuple(include), tuple(exclude)), table)
+        views.append(view)
+        return view
+
+    yield make_view
+    for view in views:
+        view.close()
+
+
+def paths(view):
+    return [path for path, _ in walk(view, view.root(), None) if path]
+
+
+EXCLUDES = {
+    "nothing excluded": ((), ["a", "d", "d/b", "d/e", "d/e/c", "n", "n/x"]),
+    "a directory with all in it": (("d",), ["a", "n", "n/x"]),
+    "a pattern at any depth": (("**/c",), ["a", "d", "d/b", "d/e", "n", "n/x"]),
+    "what is taken back keeps its parents": (("d", "!d/e/c"), ["a", "d", "d/e", "d/e/c", "n", "n/x"]),
+    "everything but one": (("*", "!n/x"), ["n", "n/x"]),
+}
+
+
+@pytest.mark.parametrize(("exclude", "expected"), EXCLUDES.values(), ids=EXCLUDES.keys())
+def test_patterns(tmp_path, open_view, exclude, expected):
+    make(tmp_path, "a=1", "d/b=2", "d/e/c=3", "n/x=4")
+    assert paths(open_view(tmp_path, exclude)) == expected
+
+
+def test_everything_belongs_to_root(tmp_path, open_view):
+    make(tmp_path, "a=1")
+    view = open_view(tmp_path)
+    node = view.child(view.root(), "a")
+    assert (node.uid, node.gid) == (0, 0)
+
+
+def test_sockets_are_left_out(tmp_path, open_view):
+    import socket
+
+    make(tmp_path, "a=1")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(tmp_path / "s"))
+        assert paths(open_view(tmp_path)) == ["a"]
+
+
+def test_a_link_of_the_tree_is_never_followed_outside(tmp_path, open_view):
+    secret = make(tmp_path, "secret=1") / "secret"
+    root = make(tmp_path / "ctx", "a=1") if (tmp_path / "ctx").mkdir() is None else None
+    (root / "l").symlink_to(secret)
+    view = open_view(root)
+    assert view.child(view.root(), "l").is_link
+    with pytest.raises(SolveError, match="not found"):
+        content_digest(view, [Selector("/l", follow=True)], CancelToken())
+
+
+def test_a_directory_replaced_by_a_link_is_not_entered(tmp_path, open_view):
+    make(tmp_path, "outside/x=1", "ctx/d/x=2")
+    view = open_view(tmp_path / "ctx")
+    node = view.child(view.child(view.root(), "d"), "x")
+    (tmp_path / "ctx/d").rename(tmp_path / "ctx/old")
+    (tmp_path / "ctx/d").symlink_to("../outside")
+    with pytest.raises(ContextError, match="cannot read"):
+        os.close(view.open(node))
+
+
+def test_a_missing_directory_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(ContextError, match="nowhere"):
+        LocalView(tmp_path / "nowhere", None, None)
+
+
+def test_a_file_that_vanishes_is_named(tmp_path, open_view):
+    make(tmp_path, "a=1")
+    view = open_view(tmp_path)
+    node = view.child(view.root(), "a")
+    (tmp_path / "a").unlink()
+    with pytest.raises(ContextError, match="a changed while the build was reading it") as caught:
+        view.digests([node], CancelToken())
+    assert caught.value.retryable
+
+
+def test_a_file_that_changes_is_named(tmp_path, open_view):
+    make(tmp_path, "a=1")
+    view = open_view(tmp_path)
+    node = view.child(view.root(), "a")
+    (tmp_path / "a").write_text("longer")
+    with pytest.raises(ContextError, match="changed while the build was reading it"):
+        view.digests([node], CancelToken())
+
+
+def old(root):
+    """Make every file look left alone: ctime cannot be set, so wait until it is old enough."""
+    time.sleep(0.15)
+    return root
+
+
+def test_unchanged_files_are_not_read_again(tmp_path, open_view, monkeypatch):
+    root = tmp_path / "ctx"
+    root.mkdir()
+    old(make(root, "a=1", "d/b=2"))
+    first = open_view(root, table=StatTable(tmp_path / "stat"))
+    digest = content_digest(first, [Selector()], CancelToken())
+    first.close()
+    second = open_view(root, table=StatTable(tmp_path / "stat"))
+    monkeypatch.setattr(LocalView, "open", lambda *_: pytest.fail("read again"))
+    assert content_digest(second, [Selector()], CancelToken()) == digest
+
+
+def test_a_change_with_the_same_size_and_mtime_is_noticed(tmp_path, open_view):
+    root = tmp_path / "ctx"
+    root.mkdir()
+    old(make(root, "a=1"))
+    before = (root / "a").stat()
+    first = open_view(root, table=StatTable(tmp_path / "stat"))
+    digest = content_digest(first, [Selector()], CancelToken())
+    first.close()
+    (root / "a").write_text("2")
+    os.utime(root / "a", ns=(before.st_atime_ns, before.st_mtime_ns))
+    second = open_view(root, table=StatTable(tmp_path / "stat"))
+    assert content_digest(second, [Selector()], CancelToken()) != digest
+
+
+def test_a_file_written_just_before_is_not_believed_next_time(tmp_path, open_view):
+    root = tmp_path / "ctx"
+    root.mkdir()
+    make(root, "a=1")
+    first = open_view(root, table=StatTable(tmp_path / "stat"))
+    content_digest(first, [Selector()], CancelToken())
+    first.close()
+    assert len(StatTable(tmp_path / "stat")) == 0
+
+
+def test_excluded_says_why_a_path_is_missing(tmp_path, open_view):
+    make(tmp_path, "a=1", "b=2")
+    view = open_view(tmp_path, ["a"])
+    assert view.excluded("a")
+    assert not view.excluded("zzz")
+    with pytest.raises(SolveError, match='"/a": not found') as caught:
+        content_digest(view, [Selector("/a")], CancelToken())
+    assert caught.value.hint == "a is excluded by .dockerignore"
+
+
+@pytest.mark.parametrize("kernel", ["new", "old"])
+def test_opening_beneath_follows_no_link(tmp_path, monkeypatch, kernel):
+    if kernel == "old":
+        monkeypatch.setattr("crossdock.engine.cache.beneath._missing", True)
+    make(tmp_path, "d/x=1", "l>d", "d/y>x")
+    root = os.open(tmp_path, os.O_RDONLY)
+    try:
+        os.close(open_beneath(root, "d/x", os.O_RDONLY))
+        for path in ("l/x", "d/y"):
+            with pytest.raises(OSError, match="symbolic link|Not a directory"):
+                open_beneath(root, path, os.O_RDONLY)
+    finally:
+        os.close(root)
