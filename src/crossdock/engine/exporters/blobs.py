@@ -19,6 +19,7 @@ from crossdock.image.mediatypes import compression_of, layer_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
     from crossdock.cancel import CancelToken
     from crossdock.engine.exporters.model import ExportContext
     from crossdock.engine.exporters.report import Report
