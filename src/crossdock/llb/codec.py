@@ -27,11 +27,12 @@ __all__ = ["encode_definition", "encode_op", "marshal"]
 def encode_op(node: Node) -> bytes:
     """Return the ``pb.Op`` bytes of a node; its inputs' digests are computed on the way."""
     out = [message(1, text(1, i.node.digest) + integer(2, i.index)) for i in node.inputs]
-    out.append(_encode_kind(node.op))
     if node.platform is not None:
         out.append(message(10, _platform(node.platform)))
     # BuildKit's client always sets constraints, so an empty message is written too.
     out.append(message(11, texts(1, node.constraints)))
+    # Go writes the members of a oneof after all other fields, whatever their numbers.
+    out.append(_encode_kind(node.op))
     return b"".join(out)
 
 

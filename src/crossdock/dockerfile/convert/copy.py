@@ -201,6 +201,8 @@ class _Copying:
                 message = "source can't be a git ref for COPY"
                 raise self._error(message, source, hint="use ADD for remote sources")
             self._from_git(self.add, git, template, name)
+            if git.scheme == "ssh":  # as BuildKit, which asks the context for it too
+                self.state.context_paths.add(clean(f"/{source}"))
         elif _is_http(source):
             if self.add is None:
                 message = "source can't be a URL for COPY"

@@ -93,6 +93,8 @@ class Linter:
     def __init__(self, options: CheckOptions, warn: Callable[[LintWarning], None] | None) -> None:
         self._options = options
         self._warn = warn
+        if warn is None and options.error:
+            self._warn = lambda _: None
         #: rules that fired, in order, with the place of the first finding
         self.found: dict[str, SourceRange | None] = {}
 
