@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from crossdock.cli.command import command as make_command
 from crossdock.cli.command import flag
 from crossdock.cli.common import embedded_aware_builder
+from crossdock.errors import StepFailed
 
 if TYPE_CHECKING:
     from crossdock.api import Builder
@@ -127,8 +128,13 @@ def _run(globals_: Globals, builder: Builder, request: BuildRequest, mode: str) 
     printer = make_printer(
         mode, sys.stderr, description=description, short=f"{builder.driver}:{builder.name}"
     )
-    with interruptible(plugin=globals_.plugin) as cancel, Display(printer) as display:
-        return builder.build(request, on_event=display.emit, cancel=cancel)
+    try:
+        with interruptible(plugin=globals_.plugin) as cancel, Display(printer) as display:
+            return builder.build(request, on_event=display.emit, cancel=cancel)
+    except StepFailed as exc:
+        if mode in ("quiet", "none") and exc.log_tail and not exc.detail:
+            exc.detail = "\n".join(["last lines of its output:", *exc.log_tail])
+        raise
 
 
 def _remove_stale(path: str | None) -> None:

@@ -32,6 +32,14 @@ def source_excerpt(source: SourceRange) -> str:
     return "\n".join([f"{source.file.name}:{first}", _RULE, *body, _RULE]) + "\n"
 
 
+def _step_line(error: CrossdockError) -> str:
+    """Name the step and its platform, for errors that have them and do not say so themselves."""
+    name, platform = getattr(error, "vertex_name", None), getattr(error, "platform", None)
+    if not name or not platform or name in error.summary:
+        return ""
+    return f"in step {name}\n" if platform in name else f"in step {name} (for {platform})\n"
+
+
 def render_error(error: CrossdockError, *, debug: bool = False) -> str:
     """Return the whole text shown for an error, newline included."""
     out = source_excerpt(error.source) if error.source is not None else ""
@@ -40,6 +48,7 @@ def render_error(error: CrossdockError, *, debug: bool = False) -> str:
 
         out += "".join(traceback.format_exception(error))
     out += f"ERROR: {error.summary}\n"
+    out += _step_line(error)
     if error.detail:
         out += error.detail.rstrip("\n") + "\n"
     if error.hint:

@@ -70,6 +70,9 @@ class PlainPrinter:
 
     def _print_completed(self) -> None:
         by_digest = self.trace.by_digest
+        for digest in [d for d in self.trace.updates if _only_warns(by_digest[d])]:
+            # Its outcome was printed; the summary at the end of a build lists warnings again.
+            self.trace.updates.discard(digest)
         finished = [by_digest[d] for d in self.trace.updates if by_digest[d].completed]
         finished.sort(key=lambda t: (t.vertex.digest != self._current, t.last_stop_ns()))
         for trace in finished:
@@ -164,6 +167,10 @@ class PlainPrinter:
 
     def _line(self, trace: VertexTrace, text: str) -> None:
         self._out.write(f"#{trace.index} {text}\n")
+
+
+def _only_warns(trace: VertexTrace) -> bool:
+    return trace.closed and not (trace.lines or trace.partial or trace.updated)
 
 
 def _worth_printing(status: VertexStatus, last: tuple[int, int] | None) -> bool:

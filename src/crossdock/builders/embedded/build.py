@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from crossdock.builders.embedded.inputs import LocalFiles, check_secrets, gather, secret_reader, ssh_sockets
 from crossdock.builders.embedded.outputs import plan_outputs
-from crossdock.builders.embedded.steps import WarningKeeper, shown
+from crossdock.builders.embedded.steps import EventKeeper, shown
 from crossdock.builders.embedded.supported import check_supported
 from crossdock.builders.result import BuildResult, BuiltImage, BuiltIndex
 from crossdock.engine.facade import Engine, EngineOptions, SolveInputs
-from crossdock.errors import NotSupported, SandboxError, SolveError
+from crossdock.errors import CrossdockError, NotSupported, SandboxError, SolveError
 from crossdock.image.platform import local_platform
 from crossdock.progress.events import VertexWarning
 
@@ -45,7 +45,7 @@ def build(
     request, wants_record = payload
     check_supported(request)
     check_secrets(request.secrets)
-    keeper = WarningKeeper(sink)
+    keeper = EventKeeper(sink)
     with ExitStack() as stack:
         empty = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crossdock-")))
         with shown(keeper, f"[internal] load build definition from {_display_name(request)}") as step:
@@ -87,7 +87,7 @@ class _Build:
         engine: Engine,
         request: BuildRequest,
         inputs: Inputs,
-        keeper: WarningKeeper,
+        keeper: EventKeeper,
         cancel: CancelToken,
         definition: str,
     ) -> None:
@@ -151,7 +151,7 @@ class _Build:
         outputs = [r.output for r in results]
         try:
             refs = self._engine.solve(outputs, inputs=inputs, sink=self._keeper, cancel=self._cancel)
-        except SolveError as exc:
+        except CrossdockError as exc:
             self._locate(exc, results)
             raise
         if not specs:
@@ -171,18 +171,26 @@ class _Build:
             multi_platform=options.multi_platform,
         )
 
-    @staticmethod
-    def _locate(error: SolveError, results: Sequence[PlatformResult]) -> None:
-        """Say where in the Dockerfile the failed step is."""
-        if error.source is not None or error.vertex is None:
-            return
+    def _locate(self, error: CrossdockError, results: Sequence[PlatformResult]) -> None:
+        """Say where in the Dockerfile the failed step is, and for which platform it ran."""
         from crossdock.llb.graph import walk
 
-        wanted = error.vertex.partition("!")[0]
+        failed = self._keeper.failed
+        wanted = (error.vertex or "").partition("!")[0] if isinstance(error, SolveError) else ""
+        wanted = wanted or (failed.digest if failed is not None else "")
         for node in walk([r.output for r in results if r.output is not None]):
             if node.digest == wanted:
-                error.source = node.source
-                return
+                error.source = error.source or node.source
+                if isinstance(error, SolveError):
+                    error.vertex_name = error.vertex_name or node.name
+                    error.platform = error.platform or (str(node.platform) if node.platform else None)
+                break
+        if (
+            not self._request.context
+            and error.hint
+            and str(self._inputs.directories["context"]) in error.hint
+        ):
+            error.hint = "the build context is empty: the Dockerfile came from standard input"
 
     def _result(self, results: Sequence[PlatformResult], exported: ExportResult | None) -> BuildResult:
         images = {str(r.platform): BuiltImage(platform=r.platform, config=r.config) for r in results}

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossdock.builders.usage import UsageRecord
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from crossdock.builders.usage import PruneRequest
+    from crossdock.builders.usage import PruneRequest, UsageRecord
     from crossdock.cancel import CancelToken
     from crossdock.engine.store.check import Problem
     from crossdock.engine.store.usage import UsageRecord as StoreRecord
@@ -76,6 +74,8 @@ def check_store(root: Path, how: tuple[bool, bool], _sink: EventSink, cancel: Ca
 
 
 def _record(record: StoreRecord) -> UsageRecord:
+    from crossdock.builders.usage import UsageRecord
+
     return UsageRecord(
         id=record.id,
         mutable=record.mutable,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from crossdock.progress.events import Event, EventSink
 
-__all__ = ["ShownStep", "WarningKeeper", "shown"]
+__all__ = ["EventKeeper", "ShownStep", "shown"]
 
 
 class ShownStep:
@@ -72,17 +72,20 @@ def shown(sink: EventSink, name: str) -> Iterator[ShownStep]:
     emit(time.time_ns())
 
 
-class WarningKeeper:
-    """Passes events on and keeps the warnings."""
+class EventKeeper:
+    """Passes events on and keeps what the end of a build needs: the warnings, and the first step that failed."""
 
-    __slots__ = ("_sink", "warnings")
+    __slots__ = ("_sink", "failed", "warnings")
 
     def __init__(self, sink: EventSink) -> None:
         self._sink = sink
         self.warnings: list[VertexWarning] = []
+        self.failed: Vertex | None = None
 
     def emit(self, event: Event) -> None:
-        """Take one event."""
+        """Take one event; from any thread."""
         if isinstance(event, VertexWarning):
             self.warnings.append(event)
+        elif isinstance(event, Vertex) and event.error and self.failed is None:
+            self.failed = event
         self._sink.emit(event)
