@@ -190,6 +190,14 @@ def _make_source(
         from crossdock.engine.sources.imageop import ImageSolverOp
 
         return ImageSolverOp(node, env, images)
+    if scheme in ("http", "https"):
+        from crossdock.engine.sources.http import HttpSolverOp
+
+        return HttpSolverOp(node, env)
+    if scheme == "git":
+        from crossdock.engine.sources.git import GitSolverOp
+
+        return GitSolverOp(node, env)
     summary = f"sources of the kind {scheme}:// are not supported by the embedded engine"
     raise NotSupported(summary, hint=f"asked for: {identifier}")
 

@@ -1,0 +1,260 @@
+"""Files from the web as build sources: ``http://`` and ``https://``.
+
+A file is keyed by its content. With a checksum nothing is asked of the server when the content is known; without one, the
+server is asked whether what was fetched before is still current (ETag, Last-Modified).
+
+Spec: moby/buildkit ``source/http``; attributes ``http.checksum``, ``http.filename``, ``http.perm``, ``http.uid``,
+``http.gid``, ``http.authheadersecret``, ``http.header.*``.
+"""
+
+from __future__ import annotations
+
+import email.message
+import email.utils
+import json
+import os
+import posixpath
+import re
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from crossdock.engine.cache.refs import Ref
+from crossdock.engine.ops.base import BaseOp
+from crossdock.engine.solver import CacheMap, KeyHasher
+from crossdock.engine.sources.transfer import Transfer
+from crossdock.errors import SolveError
+from crossdock.image.digest import Digest, parse_digest
+from crossdock.llb.ops import SourceOp
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import urllib3
+
+    from crossdock.engine.ops.env import OpEnv
+    from crossdock.engine.solver import OpContext, Result
+    from crossdock.llb.graph import Node
+
+__all__ = ["HttpSolverOp"]
+
+_KNOWN = frozenset(
+    f"http.{name}"
+    for name in (
+        "checksum",
+        "filename",
+        "perm",
+        "uid",
+        "gid",
+        "authheadersecret",
+        "sig.pubkey",
+        "sig.signature",
+    )
+)
+_CHUNK = 1 << 20
+_TIMEOUT_S = 30.0
+_RETRIES = 3
+
+
+class _Fetched(NamedTuple):
+    """What is known of a URL's content."""
+
+    digest: Digest
+    filename: str
+    #: seconds since the epoch; 0 when the server did not say
+    modified: int
+
+
+class HttpSolverOp(BaseOp):
+    """One file of the web."""
+
+    __slots__ = ("_attrs", "_fetched", "_url")
+
+    def __init__(self, node: Node, env: OpEnv) -> None:
+        super().__init__(node, env)
+        if not isinstance(node.op, SourceOp):
+            summary = "invalid http source"
+            raise SolveError(summary, vertex=self.vertex)
+        self._url = node.op.identifier
+        self._attrs = node.op.attrs
+        self._fetched: _Fetched | None = None
+        for name in self._attrs:
+            if name.startswith("http.sig."):
+                msg = "signatures of downloads cannot be verified by the embedded engine"
+                raise self._error(msg)
+            if name not in _KNOWN and not name.startswith("http.header."):
+                msg = f"unknown attribute {name}"
+                raise self._error(msg)
+
+    @property
+    def shown_url(self) -> str:
+        """The URL without user and query, fit for messages."""
+        parts = urlsplit(self._url)
+        host = parts.hostname or ""
+        return urlunsplit((parts.scheme, host + (f":{parts.port}" if parts.port else ""), parts.path, "", ""))
+
+    def cache_map(self, ctx: OpContext) -> CacheMap:
+        """Key: the content's digest, and how the file is made of it."""
+        checksum, name = self._attrs.get("http.checksum", ""), self._attrs.get("http.filename", "")
+        # With both the file will have this content or the build fails: nobody need be asked yet. Its time is unknown
+        # then, and so not part of the key.
+        known = _Fetched(parse_digest(checksum), name, 0) if checksum and name else None
+        fetched = known or self._fetch(ctx)
+        hasher = KeyHasher("http").text("digest", fetched.digest).text("name", fetched.filename)
+        for name in ("perm", "uid", "gid"):
+            hasher.text(name, self._attrs.get(f"http.{name}", ""))
+        hasher.number("modified", fetched.modified)
+        return CacheMap(hasher.finish())
+
+    def execute(self, inputs: Sequence[Result], ctx: OpContext) -> Sequence[Result]:  # noqa: ARG002
+        """Put the file into a layer of its own."""
+        fetched = self._fetched or self._fetch(ctx)
+        store, lease = self.env.store, self.env.lease
+        with store.layers.new(lease, kind="source", description=f"http url {self.shown_url}") as layer:
+            path = layer.fs / fetched.filename
+            with store.content.open(fetched.digest) as source, path.open("xb") as target:
+                while data := source.read(_CHUNK):
+                    ctx.cancel.check()
+                    target.write(data)
+            path.chmod(int(self._attrs.get("http.perm") or "600", 8) & 0o7777)
+            uid, gid = int(self._attrs.get("http.uid") or 0), int(self._attrs.get("http.gid") or 0)
+            if (uid or gid) and not self.env.lenient_owner:
+                os.chown(path, uid, gid)
+            os.utime(path, ns=(fetched.modified * 10**9,) * 2)
+            return [Ref((layer.commit(),))]
+
+    # fetching
+
+    def _fetch(self, ctx: OpContext) -> _Fetched:
+        if self._fetched is None:
+            self._fetched = self._download(ctx)
+        return self._fetched
+
+    def _download(self, ctx: OpContext) -> _Fetched:
+        import urllib3
+
+        known = self._known()
+        headers = self._headers()
+        if known is not None:
+            if etag := known.get("etag"):
+                headers["If-None-Match"] = etag
+            elif date := known.get("last-modified"):
+                headers["If-Modified-Since"] = date
+        retries = urllib3.Retry(
+            _RETRIES, backoff_factor=0.3, status_forcelist=(429, 500, 502, 503, 504), redirect=10
+        )
+        pool = urllib3.PoolManager(
+            timeout=urllib3.Timeout(connect=_TIMEOUT_S, read=_TIMEOUT_S), retries=retries
+        )
+        try:
+            with ctx.cancel.waking(pool.clear):
+                response = pool.request(
+                    "GET", self._url, headers=headers, preload_content=False, decode_content=False
+                )
+                if response.status == 304 and known is not None:
+                    response.drain_conn()
+                    return self._fetched_from(known)
+                if response.status != 200:
+                    msg = f"the server answered {response.status} {response.reason}"
+                    raise self._error(msg)
+                return self._store(response, ctx)
+        except urllib3.exceptions.HTTPError as exc:
+            ctx.cancel.check()
+            reason = getattr(exc, "reason", None) or exc
+            msg = f"failed to load: {_plain(str(reason))}"
+            raise self._error(msg) from exc
+        finally:
+            pool.clear()
+
+    def _store(self, response: urllib3.BaseHTTPResponse, ctx: OpContext) -> _Fetched:
+        import urllib3
+
+        length = response.headers.get("Content-Length", "")
+        total = int(length) if length.isdecimal() else 0
+        content = self.env.store.content
+        with (
+            Transfer(ctx.sink, self.vertex, "transferring", total=total) as transfer,
+            content.writer(self.env.lease) as writer,
+        ):
+            at = 0
+            for data in response.stream(_CHUNK):
+                ctx.cancel.check()
+                writer.write(data)
+                at += len(data)
+                transfer.at(at)
+            if total and at != total:
+                message = f"connection cut: {at} of {total} bytes"
+                raise urllib3.exceptions.ProtocolError(message)
+            digest, _ = writer.commit()
+        self._verify(digest)
+        known = {
+            "digest": digest,
+            "filename": self._filename(response.headers.get("Content-Disposition", "")),
+            "etag": response.headers.get("ETag", ""),
+            "last-modified": response.headers.get("Last-Modified", ""),
+        }
+        self.env.store.records.link(self._memo_key(), json.dumps(known))
+        return self._fetched_from(known)
+
+    def _verify(self, digest: str) -> None:
+        wanted = self._attrs.get("http.checksum", "")
+        if wanted and wanted != digest:
+            msg = f"digest mismatch: the file is {digest}, expected {wanted}"
+            raise self._error(msg)
+
+    def _fetched_from(self, known: Mapping[str, str]) -> _Fetched:
+        self._verify(known["digest"])
+        name = self._attrs.get("http.filename") or known["filename"]
+        return _Fetched(Digest(known["digest"]), name, _seconds(known.get("last-modified", "")))
+
+    def _known(self) -> dict[str, str] | None:
+        """Return what is remembered of the URL, as long as its content is there."""
+        text = self.env.store.records.canonical(self._memo_key())
+        if text is None:
+            return None
+        known: dict[str, str] = json.loads(text)
+        return known if self.env.store.content.has(known["digest"], self.env.lease) else None
+
+    def _memo_key(self) -> str:
+        return KeyHasher("http-memo").text("url", self._url).finish()
+
+    def _headers(self) -> dict[str, str]:
+        prefix = "http.header."
+        headers = {k.removeprefix(prefix): v for k, v in self._attrs.items() if k.startswith(prefix)}
+        host = urlsplit(self._url).hostname or ""
+        secret = self.env.secrets(self._attrs.get("http.authheadersecret") or f"HTTP_AUTH_HEADER_{host}")
+        if secret is not None:
+            headers["Authorization"] = secret.reveal_str().strip()
+        elif (token := self.env.secrets(f"HTTP_AUTH_TOKEN_{host}")) is not None:
+            headers["Authorization"] = f"Bearer {token.reveal_str().strip()}"
+        return headers
+
+    def _filename(self, disposition: str) -> str:
+        """Return a plain name: from the attribute, the server, or the URL; never one that leaves the directory."""
+        name = self._attrs.get("http.filename", "")
+        if not name and disposition:
+            message = email.message.Message()
+            message["Content-Disposition"] = disposition
+            name = str(message.get_filename() or "")
+        name = posixpath.basename(name) or posixpath.basename(unquote(urlsplit(self._url).path))
+        return "download" if name in ("", ".", "..", "/") or "\0" in name else name
+
+    def _error(self, text: str) -> SolveError:
+        return SolveError(
+            f"{self.shown_url}: {text}",
+            vertex=self.vertex,
+            vertex_name=self.node.name,
+            source=self.node.source,
+        )
+
+
+def _seconds(text: str) -> int:
+    """Read an HTTP date; 0 when there is none or it is malformed."""
+    try:
+        return max(0, int(email.utils.parsedate_to_datetime(text).timestamp())) if text else 0
+    except (ValueError, TypeError):
+        return 0
+
+
+def _plain(text: str) -> str:
+    """Drop object addresses that urllib3 writes into its messages."""
+    return re.sub(r"<[^>]*>:?\s*", "", text) or "connection failed"
