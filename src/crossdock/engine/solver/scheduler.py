@@ -7,7 +7,6 @@ once. Not for deciding anything: that is :mod:`crossdock.engine.solver.state`.
 from __future__ import annotations
 
 import itertools
-import logging
 import threading
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
     from crossdock.progress import events as progress
 
 __all__ = ["JobWatcher", "Scheduler"]
-
-_log = logging.getLogger("crossdock.engine.solver")
 
 #: threads that compute keys and content digests
 _KEY_THREADS = 4
@@ -227,7 +224,9 @@ class Scheduler:
             token.cancel(Cancelled("the engine was closed"))
 
     def _break(self, exc: BaseException) -> None:
-        _log.error("the solver broke: %s", exc, exc_info=exc)
+        import logging
+
+        logging.getLogger("crossdock.engine.solver").error("the solver broke: %s", exc, exc_info=exc)
         for token in self._cancels.values():
             token.cancel(exc)
         with self._lock:

@@ -6,7 +6,6 @@ transfer files between machines or name sessions, which is not done here.
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from typing import TYPE_CHECKING
@@ -111,6 +110,8 @@ def _patterns(attrs: Mapping[str, str], name: str) -> tuple[str, ...]:
     text = attrs.get(name, "")
     if not text:
         return ()
+    import json
+
     try:
         value = json.loads(text)
     except ValueError as exc:
