@@ -90,7 +90,7 @@ class Transport:
         cancel: CancelToken,
         idle_s: float | None = None,
     ) -> Response:
-        """Send one request and read the head of its answer.
+        """Send one request and read the head of its answer, for which ``idle_s`` seconds are waited.
 
         Raises: TransportFailure; the token's cause when cancelled.
         """
@@ -99,9 +99,10 @@ class Transport:
         reused = connection.exchanges > 0
         phase = "send"
         try:
-            connection.sock.settimeout(idle_s or self.timeouts.idle_s)
+            connection.sock.settimeout(self.timeouts.idle_s)
             broken = self._send(connection, method, target, headers, body, cancel)
             phase = "receive"
+            connection.sock.settimeout(idle_s or self.timeouts.idle_s)
             try:
                 return connection.receive(method, self._releaser(origin))
             except OSError as exc:
