@@ -17,6 +17,7 @@ from pathlib import Path
 from crossdock.cancel import CancelToken
 from crossdock.engine.store import LayerId, Lease, Store, hooks
 from crossdock.engine.store.gc import GCPolicy
+from crossdock.engine.store.rim import rim
 from crossdock.image.descriptor import Descriptor
 from crossdock.image.digest import DiffId, Digest, sha256_digest
 
@@ -42,9 +43,12 @@ class Worker:
             if first is not None:
                 self.step(lease, f"sha256:{name}-2", (base, first))
                 self.pack(lease, first, name)
-            with self.store.mounts.use(
-                lease, name=f"m{number % 3}", sharing="shared", cancel=self.cancel
-            ) as path:
+            with (
+                self.store.mounts.use(
+                    lease, name=f"m{number % 3}", sharing="shared", cancel=self.cancel
+                ) as path,
+                rim("use a cache mount"),
+            ):
                 (path / name).write_bytes(b"x" * 1000)
             table = self.store.stats.load(f"/ctx{number % 2}")
             table.record(name, os.stat("/"), b"d" * 32, time.time_ns() + 10**18)
@@ -59,8 +63,9 @@ class Worker:
         layer = self.store.layers.add_remote(lease, diff_id=diff_id, blob=blob)
 
         def fill(path: Path) -> DiffId:
-            for number in range(FILES):
-                (path / f"f{number}").write_bytes(data)
+            with rim("write a base"):
+                for number in range(FILES):
+                    (path / f"f{number}").write_bytes(data)
             return diff_id
 
         self.store.layers.materialise(layer, fill, self.cancel)
@@ -68,9 +73,10 @@ class Worker:
 
     def step(self, lease: Lease, canonical: str, below: tuple[LayerId, ...]) -> LayerId | None:
         with self.store.layers.new(lease, kind="exec", description=canonical) as new:
-            for number in range(FILES):
-                (new.fs / f"d{number}").mkdir()
-                (new.fs / f"d{number}/data").write_text(canonical * 50)
+            with rim("run a step"):
+                for number in range(FILES):
+                    (new.fs / f"d{number}").mkdir()
+                    (new.fs / f"d{number}/data").write_text(canonical * 50)
             layer = new.commit()
         self.store.records.save(canonical, [(*below, layer)], lease=lease, keys=[f"key of {canonical}"])
         print("result", canonical, flush=True)
@@ -93,7 +99,8 @@ class Worker:
 
     def leave_something_undone(self, lease: Lease) -> None:
         with self.store.layers.new(lease, kind="exec") as new, self.store.content.writer(lease) as writer:
-            (new.fs / "half").write_bytes(b"x" * 1000)
+            with rim("run half a step"):
+                (new.fs / "half").write_bytes(b"x" * 1000)
             writer.write(b"half" * 100_000)
 
     def prune(self, number: int) -> None:

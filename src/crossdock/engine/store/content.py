@@ -37,6 +37,12 @@ __all__ = ["BlobWriter", "ContentStore"]
 _BLOCK_BYTES = 256 << 10
 
 
+_INSERT = (
+    "INSERT INTO blobs(digest, size_bytes, created_ns, used_ns) VALUES(?,?,?,?) ON CONFLICT(digest) DO UPDATE SET"
+    " size_bytes=excluded.size_bytes, used_ns=excluded.used_ns, durable=0"
+)
+
+
 class ContentStore:
     """Blobs of one store. Safe from any thread and process."""
 
@@ -124,8 +130,7 @@ class ContentStore:
 
     def forget(self, digest: str) -> None:
         """Drop what is known of a blob that turned out missing or damaged, so that it is fetched or made again."""
-        with self._db.transaction() as tx:
-            tx.execute("DELETE FROM blobs WHERE digest=?", (digest,))
+        self._db.execute("DELETE FROM blobs WHERE digest=?", (digest,))
 
     def adopt(self, source: Path, digest: Digest, size: int, lease: Lease) -> None:
         """Make a written file the blob (BlobWriter's last step). Idempotent."""
@@ -134,22 +139,26 @@ class ContentStore:
             target = self.path(digest)
             if not digest.startswith("sha256:"):
                 target.parent.mkdir(mode=0o700, exist_ok=True)
-            with self._removal.adding():
-                lease.append((BLOB + digest,))
-                hooks.point("store.blob:before_rename")
-                os.rename(source, target)
-                hooks.point("store.blob:after_rename")
-                with self._db.transaction() as tx:
-                    tx.execute(
-                        "INSERT INTO blobs(digest, size_bytes, created_ns, used_ns) VALUES(?,?,?,?)"
-                        " ON CONFLICT(digest) DO UPDATE SET size_bytes=excluded.size_bytes, used_ns=excluded.used_ns,"
-                        " durable=0",
-                        (digest, size, now, now),
-                    )
+            try:
+                with self._removal.adding():
+                    lease.append((BLOB + digest,))
+                    hooks.point("store.blob:before_rename")
+                    os.rename(source, target)
+                    hooks.point("store.blob:after_rename")
+                    self._db.execute(_INSERT, (digest, size, now, now))
+            except BaseException:
+                self._drop_unrecorded(digest)
+                raise
 
     def digests(self) -> Iterable[str]:
         """Return the digests of all stored blobs."""
         return [row[0] for row in self._db.all("SELECT digest FROM blobs")]
+
+    def _drop_unrecorded(self, digest: str) -> None:
+        """Remove a file whose row could not be written; nobody is just adding it while we hold the lock."""
+        with self._removal.removing():
+            if self.size(digest) is None:
+                self.path(digest).unlink(missing_ok=True)
 
     def _stored_size(self, digest: str) -> int:
         size = self.size(digest)

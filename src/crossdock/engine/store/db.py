@@ -28,6 +28,8 @@ __all__ = ["SCHEMA_VERSION", "Database"]
 SCHEMA_VERSION = 1
 
 _BUSY_TIMEOUT_S = 60.0
+#: to what the write-ahead log shrinks after a large transaction
+_LOG_BYTES = 4 << 20
 # Where SQLite's rollback and WAL modes put the shared lock of a database file (os.h: PENDING_BYTE + 2, 510 bytes).
 _SHARED_FIRST, _SHARED_SIZE = 0x40000000 + 2, 510
 
@@ -193,6 +195,7 @@ class Database:
     def _prepare(self) -> None:
         connection = self._connection
         connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute(f"PRAGMA journal_size_limit={_LOG_BYTES}")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version == SCHEMA_VERSION:
             return

@@ -18,6 +18,7 @@ from crossdock.engine.store.filters import parse_filters
 from crossdock.engine.store.layout import refill_ballast
 from crossdock.engine.store.leases import BLOB, LAYER, MOUNT, RESULT
 from crossdock.engine.store.recovery import drop_layer_rows
+from crossdock.engine.store.rim import log
 from crossdock.engine.store.usage import collect, total_size
 from crossdock.errors import StoreFull
 
@@ -252,10 +253,13 @@ class Collector:
         return self._cancel is None or not self._cancel.cancelled
 
     def _refill(self) -> None:
+        """Give the log's space back and take the ballast again, as far as the disk allows."""
         try:
+            self._store.db.checkpoint()
             refill_ballast(self._store.layout.ballast)
-        except OSError:
-            return  # still full; the next run tries again
+        except (StoreFull, OSError) as exc:
+            # The removal itself is done; the next run tries again.
+            log().info("the disk is still full: %s", exc)
 
 
 def leaves_first(candidates: Iterable[UsageRecord], records: Iterable[UsageRecord]) -> Iterator[UsageRecord]:

@@ -339,15 +339,15 @@ class LayerStore:
             size_bytes = tree_size(partial)
             hooks.point("store.materialise:before_rename")
             os.rename(partial, directory)
-        except BaseException:
-            self._trash.delete(partial)
-            raise
-        hooks.point("store.materialise:after_rename")
-        with self._db.transaction() as tx:
-            changed = tx.execute(
+            hooks.point("store.materialise:after_rename")
+            changed = self._db.execute(
                 "UPDATE layers SET has_directory=1, durable=0, size_bytes=?, diff_id=coalesce(diff_id, ?) WHERE id=?",
                 (size_bytes, seen, layer_id),
-            ).rowcount
+            )
+        except BaseException:
+            self._trash.delete(partial)
+            self._trash.delete(directory)
+            raise
         if not changed:
             self._trash.delete(home)
             raise _gone(layer_id)

@@ -17,6 +17,7 @@ from crossdock.engine.store import hooks
 from crossdock.engine.store.leases import MOUNT
 from crossdock.engine.store.locks import is_held, try_flock
 from crossdock.engine.store.rim import rim
+from crossdock.errors import StoreFull
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -67,9 +68,15 @@ class CacheMounts:
         (mode 0755) once. A ``locked`` mount in use is waited for; a ``private`` one in use gets a sibling.
         Raises: StoreFull, StoreError; what ``fill`` raises; the token's cause.
         """
-        with self._locked(lease, mount_id(name, namespace, base), sharing, fill, cancel) as key:
-            self._note(key, name)
-            yield self.directory(key)
+        key = ""
+        try:
+            with self._locked(lease, mount_id(name, namespace, base), sharing, fill, cancel) as key:
+                self._note(key, name)
+                yield self.directory(key)
+        except StoreFull:
+            if key and key not in self.ids():
+                self._remove_files(key)
+            raise
 
     def ids(self) -> list[str]:
         """Return the ids of all cache mounts, private siblings included."""
@@ -85,13 +92,15 @@ class CacheMounts:
 
     def remove(self, mount: str) -> bool:
         """Remove a mount unless it is in use; False then. Raises: StoreError."""
+        return self._remove_files(mount, lambda: self._db.execute("DELETE FROM mounts WHERE id=?", (mount,)))
+
+    def _remove_files(self, mount: str, forget: Callable[[], object] = lambda: None) -> bool:
         with rim("remove a cache mount"):
             fd = os.open(self._lock_path(mount), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 if not try_flock(fd):
                     return False
-                with self._db.transaction() as tx:
-                    tx.execute("DELETE FROM mounts WHERE id=?", (mount,))
+                forget()
                 hooks.point("store.prune:after_delete")
                 self._trash.take(self._mounts / mount)
                 # Last, and while locked: a waiter finds its lock file unlinked and starts again.

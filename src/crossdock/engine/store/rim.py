@@ -12,8 +12,9 @@ from crossdock.errors import CrossdockError, StoreError, StoreFull
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from logging import Logger
 
-__all__ = ["explain", "rim"]
+__all__ = ["explain", "log", "rim"]
 
 _FULL_HINT = "free some space, or run `crossdock prune`"
 _CHECK_HINT = "run `crossdock store check --repair`"
@@ -73,3 +74,10 @@ def _explain_sqlite(exc: sqlite3.Error, what: str) -> StoreError:
         sqlite3.SQLITE_IOERR: "the disk may be full or failing; free some space, then " + _CHECK_HINT,
     }
     return StoreError(f"cannot {what}: {exc}", hint=hints.get(code))
+
+
+def log() -> Logger:
+    """Return the store's logger; ``logging`` is imported only by those who have something to say."""
+    import logging
+
+    return logging.getLogger("crossdock.engine.store")

@@ -19,13 +19,12 @@ from crossdock.engine.store.mounts import CacheMounts
 from crossdock.engine.store.records import RecordStore
 from crossdock.engine.store.recovery import recover_leases, recover_power_cut
 from crossdock.engine.store.removal import Trash
-from crossdock.engine.store.rim import rim
+from crossdock.engine.store.rim import log, rim
 from crossdock.engine.store.statcache import StatCache
 from crossdock.errors import StoreError, StoreFull
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from logging import Logger
 
     from crossdock.cancel import CancelToken
     from crossdock.engine.store.check import Problem
@@ -221,7 +220,7 @@ class Store:
         try:
             self.trash.empty(lambda: not self._closing.is_set())
         except StoreError as exc:
-            _log().warning("%s", exc.summary)
+            log().warning("%s", exc.summary)
 
     def _note_use(self, lease: Lease) -> None:
         """Write use counts; they only guide pruning, so a full disk does not fail the build for them."""
@@ -233,7 +232,7 @@ class Store:
                     sql = f"UPDATE {table} SET used_ns=max(used_ns, ?), uses=uses+1 WHERE {column}=?"  # noqa: S608
                     tx.executemany(sql, [(now, name) for name in used.get(prefix, ())])
         except StoreFull as exc:
-            _log().info("use counts not written: %s", exc.summary)
+            log().info("use counts not written: %s", exc.summary)
 
 
 _USED = (("layers", "id", LAYER), ("blobs", "digest", BLOB), ("results", "canonical", RESULT))
@@ -244,9 +243,3 @@ def _by_kind(names: frozenset[str]) -> dict[str, list[str]]:
     for name in names:
         found.setdefault(name[:2], []).append(name[2:])
     return found
-
-
-def _log() -> Logger:
-    import logging
-
-    return logging.getLogger("crossdock.engine.store")

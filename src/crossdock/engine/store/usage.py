@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 from crossdock.engine.store.leases import BLOB, LAYER
 from crossdock.engine.store.removal import tree_size
+from crossdock.engine.store.rim import log
+from crossdock.errors import StoreFull
 
 if TYPE_CHECKING:
     from crossdock.engine.store.records import RecordType
@@ -63,12 +65,12 @@ def collect(store: Store) -> list[UsageRecord]:
 
     Raises: StoreError.
     """
-    _measure_mounts(store)
+    sizes = _measure_mounts(store)
     live = store.leases.live_names()
     images = _image_names(store)
     with store.db.snapshot():
         records = _layers(store, live, images) + _loose_blobs(store, live, images)
-        records += _mounts(store)
+        records += _mounts(store, sizes)
     stat_bytes = store.stats.size()
     if stat_bytes:
         records.append(_stat_record(stat_bytes))
@@ -169,7 +171,7 @@ def _loose_blobs(store: Store, live: frozenset[str], images: dict[str, str]) -> 
     return found
 
 
-def _mounts(store: Store) -> list[UsageRecord]:
+def _mounts(store: Store, sizes: dict[str, int]) -> list[UsageRecord]:
     found = []
     for mount, text, size, created, used, uses in store.db.all(
         "SELECT id, description, size_bytes, created_ns, used_ns, uses FROM mounts"
@@ -181,7 +183,7 @@ def _mounts(store: Store) -> list[UsageRecord]:
                 kind="mount",
                 mutable=True,
                 in_use=in_use,
-                size=size,
+                size=sizes.get(mount, size),
                 created_ns=created,
                 last_used_ns=used,
                 usage_count=uses,
@@ -215,10 +217,18 @@ def _image_names(store: Store) -> dict[str, str]:
     return dict(store.db.all("SELECT digest, name FROM image_blobs"))
 
 
-def _measure_mounts(store: Store) -> None:
-    """Measure the cache mounts used since they were last measured; a mount in use changes and keeps its old size."""
+def _measure_mounts(store: Store) -> dict[str, int]:
+    """Measure the cache mounts used since they were last measured, those in use again and again; returns their sizes."""
+    now = time.time_ns()
+    sizes = {}
+    marks = []
     for (mount,) in store.db.all("SELECT id FROM mounts WHERE measured_ns=0"):
-        size = tree_size(store.mounts.directory(mount))
-        measured = 0 if store.mounts.in_use(mount) else time.time_ns()
-        with store.db.transaction() as tx:
-            tx.execute("UPDATE mounts SET size_bytes=?, measured_ns=? WHERE id=?", (size, measured, mount))
+        sizes[mount] = tree_size(store.mounts.directory(mount))
+        marks.append((sizes[mount], 0 if store.mounts.in_use(mount) else now, mount))
+    if marks:
+        try:
+            with store.db.transaction() as tx:
+                tx.executemany("UPDATE mounts SET size_bytes=?, measured_ns=? WHERE id=?", marks)
+        except StoreFull as exc:
+            log().info("sizes not written: %s", exc)  # measured again next time
+    return sizes
