@@ -38,8 +38,9 @@ def read_executable(path: str) -> Executable:
     finally:
         os.close(fd)
     if head.startswith(b"#!"):
-        words = head[2:].split(b"\n", 1)[0].split()
-        return Executable("script", interpreter=os.fsdecode(words[0]) if words else "")
+        # As the kernel reads it: a carriage return is part of the name.
+        words = head[2:].split(b"\n", 1)[0].replace(b"\t", b" ").strip(b" ").split(b" ")
+        return Executable("script", interpreter=os.fsdecode(words[0]))
     if head.startswith(b"\x7fELF"):
         return _read_elf(head)
     return Executable("other")

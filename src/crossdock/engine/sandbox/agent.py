@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import threading
 from contextlib import contextmanager, suppress
@@ -28,8 +29,9 @@ def forwarded_agent(path: Path, agent: Path, *, uid: int, gid: int, mode: int) -
     try:
         yield
     finally:
-        relay.close()
+        relay.stop_listening()
         thread.join()
+        relay.cut()
 
 
 class _Relay:
@@ -38,11 +40,21 @@ class _Relay:
     def __init__(self, path: Path, agent: str) -> None:
         self._agent = agent
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(str(path))
+        self._bind(path)
         self._listener.listen(16)
         # Guards _open only; held for set operations, never over I/O.
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
+        # Touched by the accepting thread, and by close() after that one has ended.
+        self._threads: list[threading.Thread] = []
+
+    def _bind(self, path: Path) -> None:
+        """Bind through the directory's descriptor: a socket address holds 107 bytes, a path may be longer."""
+        directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._listener.bind(f"/proc/self/fd/{directory}/{path.name}")
+        finally:
+            os.close(directory)
 
     def accept_loop(self) -> None:
         """Serve until the listener is shut down."""
@@ -60,24 +72,46 @@ class _Relay:
                 continue
             with self._lock:
                 self._open |= {client, server}
-            for source, sink in ((client, server), (server, client)):
-                threading.Thread(target=self._copy, args=(source, sink), daemon=True).start()
+            thread = threading.Thread(
+                target=self._serve, args=(client, server), name="ssh-agent", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
 
-    def _copy(self, source: socket.socket, sink: socket.socket) -> None:
+    def _serve(self, client: socket.socket, server: socket.socket) -> None:
+        """Copy both ways until one side closes; an agent's protocol has no half-closed connections."""
+        poll = select.poll()
+        peers = {client.fileno(): (client, server), server.fileno(): (server, client)}
+        for fd in peers:
+            poll.register(fd, select.POLLIN)
         with suppress(OSError):
-            while data := source.recv(_CHUNK):
-                sink.sendall(data)
-        with suppress(OSError):
-            sink.shutdown(socket.SHUT_WR)
+            while True:
+                for fd, _ in poll.poll():
+                    source, sink = peers[fd]
+                    data = source.recv(_CHUNK)
+                    if not data:
+                        raise ConnectionResetError
+                    sink.sendall(data)
+        self._forget(client, server)
 
-    def close(self) -> None:
-        """Stop listening and cut every connection."""
+    def _forget(self, *connections: socket.socket) -> None:
+        with self._lock:
+            self._open.difference_update(connections)
+        for connection in connections:
+            connection.close()
+
+    def stop_listening(self) -> None:
+        """Make :meth:`accept_loop` return."""
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+
+    def cut(self) -> None:
+        """Cut every connection and wait for their threads, which close them."""
         with self._lock:
-            connections, self._open = self._open, set()
+            connections = list(self._open)
         for connection in connections:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-            connection.close()
+        for thread in self._threads:
+            thread.join()
