@@ -51,7 +51,8 @@ class TarWriter:
     ) -> None:
         """Add a file of exactly ``size`` bytes read from ``stream``.
 
-        Raises: LayerError when the stream is shorter.
+        The stream's end is read too: a reader that verifies what it gives does so there.
+        Raises: LayerError when the stream is shorter or longer.
         """
         self._out.write(encode_header(os.fsencode(name), kind=b"0", mode=mode, size=size, mtime=mtime))
         left = size
@@ -62,6 +63,9 @@ class TarWriter:
                 raise LayerError(summary)
             self._out.write(data)
             left -= len(data)
+        if stream.read(1):
+            summary = f"{name}: there are more than {size} bytes"
+            raise LayerError(summary)
         self._out.write(bytes(padding(size)))
 
     def close(self) -> None:

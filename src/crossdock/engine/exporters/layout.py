@@ -32,6 +32,7 @@ __all__ = ["check_layout", "write_layout"]
 
 _CHUNK = 1 << 20
 _LOCK_TIMEOUT_S = 30.0
+_LAYOUT_NAMES = ("blobs", "index.json", "oci-layout")
 _NAME_KEYS = ("org.opencontainers.image.ref.name", "io.containerd.image.name")
 
 
@@ -49,9 +50,14 @@ def check_layout(dest: str) -> None:
     if not os.access(path, os.W_OK):
         summary = f"cannot write a layout to {dest}: Permission denied"
         raise ExportError(summary, hint="write to a directory that you own")
-    if any(path.iterdir()) and not (path / "oci-layout").exists() and not (path / "index.json").exists():
+    if not (path / "oci-layout").exists() and any(_is_foreign(name) for name in os.listdir(path)):
         summary = f"cannot write a layout to {dest}: it holds other files"
         raise ExportError(summary, hint="give a new or empty directory, or one with an OCI layout")
+
+
+def _is_foreign(name: str) -> bool:
+    # Another build may be about to make this a layout, blobs first.
+    return not name.startswith((*_LAYOUT_NAMES, "."))
 
 
 def write_layout(context: ExportContext, image: BuiltImage, entries: Sequence[Descriptor], dest: str) -> None:

@@ -288,6 +288,7 @@ def test_foreign_directories_and_indexes_are_not_touched(
     with pytest.raises(ExportError, match="holds other files"):
         layout(context, image, dest)
     assert os.listdir(dest) == ["thesis.tex"]
+    (dest / "oci-layout").touch()
     (dest / "index.json").write_text("not json")
     with pytest.raises(ExportError, match="not an index of an OCI layout"):
         layout(context, image, dest)

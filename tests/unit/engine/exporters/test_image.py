@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     MakeLayer = Callable[..., LayerId]
 
 
-def run(context: ExportContext, images: Any, *, multi: bool | None = None, **attrs: str) -> Any:
+def run(context: ExportContext, images: Any, *, multi: Any = None, **attrs: str) -> Any:
     images = images if isinstance(images, list) else [images]
     given = {key.replace("_", "-"): value for key, value in attrs.items()}
     return export(images, [ExporterSpec("image", given)], context=context, multi_platform=multi)
 
 
-def stored(context: ExportContext, digest: str) -> Any:
+def stored(context: ExportContext, digest: Any) -> Any:
     return json.loads(context.store.content.read(digest))
 
 
@@ -114,7 +114,7 @@ def test_annotations_end_up_where_they_belong(context: ExportContext, images: li
         "annotation-index.i": "3",
         "annotation-index-descriptor.x": "4",
     }
-    result = export(images, [ExporterSpec("image", attrs)], context=context)
+    result: Any = export(images, [ExporterSpec("image", attrs)], context=context)
     index = stored(context, result.merged["containerimage.digest"])
     assert index["annotations"] == {"i": "3"}
     assert [m["annotations"] for m in index["manifests"]] == [{"d": "2"}, {"d": "2"}]
