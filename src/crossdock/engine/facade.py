@@ -363,7 +363,7 @@ class Engine:
             if self._images is None:
                 from crossdock.engine.sources.image import ImageSource
 
-                self._images = ImageSource(self.store, _LazyClient(self._registry))  # type: ignore[arg-type]
+                self._images = ImageSource(self.store, _LazyClient(self._registry))
             return self._images
 
     def _layer_puller(self) -> LayerPuller:
@@ -374,7 +374,7 @@ class Engine:
 
                 options = UnpackOptions(ignore_chown_errors=self._single_id())
                 client = _LazyClient(self._registry)
-                self._puller = LayerPuller(self.store, client, unpack_options=options)  # type: ignore[arg-type]
+                self._puller = LayerPuller(self.store, client, unpack_options=options)
             return self._puller
 
 

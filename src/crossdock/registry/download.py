@@ -57,7 +57,7 @@ class BlobReader(io.RawIOBase):
         self._response: Response | None = None
         self._broken: CrossdockError | None = None
         with ExitStack() as stack:
-            stack.enter_context(session.transfer_slot(request.endpoint, cancel))
+            stack.enter_context(session.transfer_slot(request.endpoint, "pull", cancel))
             self._connect()
             self._held = stack.pop_all()
 

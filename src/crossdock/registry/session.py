@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Request", "Session"]
 
+#: each way: a push may have to fetch what it sends, and must not wait for itself
 _TRANSFERS_PER_REGISTRY = 4
 _POLL_S = 0.1
 
@@ -56,7 +57,7 @@ class Session:
         self.auth = Authenticator(exchange, credentials)
         # Guards _slots.
         self._lock = threading.Lock()
-        self._slots: dict[tuple[str, int | None], threading.Semaphore] = {}
+        self._slots: dict[tuple[str, str, int | None], threading.Semaphore] = {}
 
     def send(
         self, request: Request, wanted: Collection[int], *, insecure: bool, cancel: CancelToken
@@ -80,11 +81,11 @@ class Session:
         raise error
 
     @contextmanager
-    def transfer_slot(self, endpoint: Endpoint, cancel: CancelToken) -> Iterator[None]:
-        """Hold one of the registry's four transfer slots; manifests do not need one."""
+    def transfer_slot(self, endpoint: Endpoint, way: str, cancel: CancelToken) -> Iterator[None]:
+        """Hold one of the registry's four slots for ``pull`` or ``push``; manifests do not need one."""
         with self._lock:
             slots = self._slots.setdefault(
-                (endpoint.host, endpoint.port), threading.Semaphore(_TRANSFERS_PER_REGISTRY)
+                (way, endpoint.host, endpoint.port), threading.Semaphore(_TRANSFERS_PER_REGISTRY)
             )
         while not slots.acquire(timeout=_POLL_S):
             cancel.check()

@@ -81,7 +81,7 @@ class Upload:
         location = self._mount(base, mount_from)
         if location is None:
             return PushOutcome.MOUNTED
-        with self._session.transfer_slot(self._endpoint, self._cancel):
+        with self._session.transfer_slot(self._endpoint, "push", self._cancel):
             self._upload(base, location)
         return PushOutcome.UPLOADED
 

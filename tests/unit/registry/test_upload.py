@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from typing import TYPE_CHECKING, BinaryIO
 
 import pytest
@@ -237,6 +238,31 @@ def test_what_is_opened_is_closed(server: ScriptedServer, client: RegistryClient
     client.push_blob(ref(server), BLOB, open_at)
     assert len(opened) == 2
     assert all(stream.closed for stream in opened)
+
+
+def test_pushes_that_fetch_what_they_send_do_not_wait_for_each_other(
+    server: ScriptedServer, client: RegistryClient
+) -> None:
+    """Four uploads hold every slot of a registry, and each reads its content from that registry."""
+    server.on("POST", START, BEGUN).on("PUT", SESSION, Reply(201))
+    server.on("GET", f"/v2/base/blobs/{BLOB.digest}", Reply(200, DATA))
+    base = parse_reference(f"{server.host}/base")
+    together = threading.Barrier(4, timeout=10)
+    outcomes: list[PushOutcome] = []
+
+    def open_at(offset: int) -> BinaryIO:
+        together.wait()
+        return io.BytesIO(client.fetch_blob(base, BLOB)[offset:])
+
+    def work() -> None:
+        outcomes.append(client.push_blob(ref(server), BLOB, open_at))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert outcomes == [PushOutcome.UPLOADED] * 4
 
 
 def test_a_stream_without_readinto_is_enough(server: ScriptedServer, client: RegistryClient) -> None:

@@ -8,7 +8,7 @@ Spec: BuildKit ``source/containerimage``; image-spec 1.1, image-index.md.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from crossdock.engine.store.locks import OncePerKey
 from crossdock.errors import (
@@ -35,10 +35,18 @@ if TYPE_CHECKING:
     from crossdock.image.reference import Reference
     from crossdock.registry import RegistryClient
 
-__all__ = ["ImageSource", "ResolvedImage"]
+__all__ = ["ClientSource", "ImageSource", "ResolvedImage"]
 
 _MAX_DEPTH = 4
 _MODES = ("default", "pull", "local")
+
+
+class ClientSource(Protocol):
+    """Gives registry clients: a client itself, or what makes one when it is first wanted."""
+
+    def scoped(self, *, cancel: CancelToken) -> RegistryClient:
+        """Return a client whose waits end with ``cancel``."""
+        ...
 
 
 class ResolvedImage(NamedTuple):
@@ -64,7 +72,7 @@ class ImageSource:
     """
 
     def __init__(
-        self, store: Store, registry: RegistryClient, *, warn: Callable[[str], None] | None = None
+        self, store: Store, registry: ClientSource, *, warn: Callable[[str], None] | None = None
     ) -> None:
         """``warn`` is told when an image of the store stands in for one that a registry did not give."""
         self._store = store
@@ -153,7 +161,7 @@ class _Finder(NamedTuple):
     """One search: from the top descriptor to a platform's manifest and config."""
 
     store: Store
-    registry: RegistryClient
+    registry: ClientSource
     once: OncePerKey
     ref: Reference
     repository: str

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from crossdock.engine.sources.image import ClientSource
     from crossdock.engine.store import BlobWriter, LayerId, Lease, Store
     from crossdock.engine.store.layers import LayerBlob
     from crossdock.image.descriptor import Descriptor
     from crossdock.image.digest import DiffId
     from crossdock.layers.extract import UnpackOptions
     from crossdock.progress.events import EventSink
-    from crossdock.registry import RegistryClient
     from crossdock.registry.download import BlobReader
 
 __all__ = ["LayerPuller", "PullContext"]
@@ -48,7 +48,7 @@ class LayerPuller:
     """Gives remote layers their directories, and blobs their bytes. Safe from any thread."""
 
     def __init__(
-        self, store: Store, registry: RegistryClient, *, unpack_options: UnpackOptions | None = None
+        self, store: Store, registry: ClientSource, *, unpack_options: UnpackOptions | None = None
     ) -> None:
         """``unpack_options``: the sandbox knows which ids files can be given."""
         self._store = store
