@@ -9,7 +9,6 @@ Spec: docker build "Build context"; behaviour of moby/buildkit ``frontend/docker
 from __future__ import annotations
 
 import json
-import re
 from typing import TYPE_CHECKING
 
 from crossdock.dockerfile.giturl import GitRef, GitUrlError, parse_git_ref
@@ -89,8 +88,6 @@ class InputContext(Record):
 
 ContextSpec = LocalContext | ImageContext | OciLayoutContext | GitContext | HttpContext | InputContext
 
-_HTTP = re.compile(r"https?://")
-
 
 def parse_context(text: str) -> ContextSpec:
     """Read BuildKit's text form: ``docker-image://…``, ``oci-layout://…``, ``local:name``, a Git or HTTP URL.
@@ -106,7 +103,7 @@ def parse_context(text: str) -> ContextSpec:
         raise UsageError(summary) from exc
     if git is not None:
         return GitContext(git=git, text=text)
-    if _HTTP.match(text):
+    if text.startswith(("http://", "https://")):
         return HttpContext(url=text)
     rest = rest.removeprefix("//")
     if kind == "docker-image" and rest:

@@ -6,7 +6,6 @@ Spec: Dockerfile reference "ADD git"; docker build "Git repositories"; behaviour
 from __future__ import annotations
 
 import re
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from crossdock.dockerfile.paths import clean
 from crossdock.dockerfile.record import Record
@@ -14,8 +13,9 @@ from crossdock.dockerfile.text import parse_bool, quote
 
 __all__ = ["GitRef", "GitUrlError", "parse_git_ref"]
 
-_SCHEME = re.compile(r"([a-zA-Z0-9]+)://")
-_SCP = re.compile(r"([a-zA-Z0-9-_]+)@([a-zA-Z0-9-.]+):(.*?)(?:\?(.*?))?(?:#(.*))?\Z")
+# Compiled on first use: most builds have no Git URL.
+_SCHEME = r"([a-zA-Z0-9]+)://"
+_SCP = r"([a-zA-Z0-9-_]+)@([a-zA-Z0-9-.]+):(.*?)(?:\?(.*?))?(?:#(.*))?\Z"
 _FLAGS = ("submodules", "keep-git-dir", "fetch-by-commit")
 
 
@@ -62,12 +62,16 @@ def parse_git_ref(text: str) -> GitRef | None:
     local_looking = text.startswith("github.com/")
     if local_looking:
         text = "https://" + text
-    scheme = _SCHEME.match(text)
+    if "://" not in text and "@" not in text:
+        return None
+    scheme = re.match(_SCHEME, text)
     if scheme is None:
         return _scp_style(text)
     kind = scheme[1].lower()
     if kind not in ("http", "https", "ssh", "git"):
         return None
+    from urllib.parse import unquote, urlsplit, urlunsplit
+
     try:
         url = urlsplit(text)
     except ValueError:
@@ -87,7 +91,7 @@ def parse_git_ref(text: str) -> GitRef | None:
 
 
 def _scp_style(text: str) -> GitRef | None:
-    found = _SCP.match(text)
+    found = re.match(_SCP, text)
     if found is None:
         return None
     user, host, path, query, fragment = found.groups(default="")
@@ -129,6 +133,8 @@ def _with_options(base: GitRef, fragment: str, query: str) -> GitRef:
 
 
 def _query(query: str) -> dict[str, str]:
+    from urllib.parse import parse_qsl
+
     out: dict[str, str] = {}
     for key, value in parse_qsl(query, keep_blank_values=True):
         if key in out:

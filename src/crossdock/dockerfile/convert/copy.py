@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
-from urllib.parse import unquote, urlsplit
 
 from crossdock.dockerfile.contexts import git_source, http_source, named
 from crossdock.dockerfile.convert.history import record
@@ -31,10 +30,10 @@ if TYPE_CHECKING:
 
 __all__ = ["dispatch_add", "dispatch_copy", "http_filename"]
 
-_SYMBOLIC = re.compile(
-    r"[ugoa]*[-+=][rwxXstugo]*(?:[-+=][rwxXstugo]*)*(?:,[ugoa]*[-+=][rwxXstugo]*(?:[-+=][rwxXstugo]*)*)*\Z"
-)
-_WILDCARD = re.compile(r"(?<!\\)(?:\\\\)*[*?\[]")
+# Compiled on first use: few files need them, and compiling costs a millisecond or two.
+_CLAUSE = r"[ugoa]*(?:[-+=][rwxXstugo]*)+"
+_SYMBOLIC = rf"{_CLAUSE}(?:,{_CLAUSE})*\Z"
+_WILDCARD = r"(?<!\\)(?:\\\\)*[*?\[]"
 
 
 def dispatch_copy(job: Job, state: StageState, command: Command) -> None:
@@ -65,6 +64,8 @@ def dispatch_add(job: Job, state: StageState, command: Command) -> None:
 
 def http_filename(url: str) -> str:
     """Return the name a remote file gets: the last segment of the URL's path."""
+    from urllib.parse import unquote, urlsplit
+
     try:
         path = unquote(urlsplit(url).path)
     except ValueError:
@@ -153,7 +154,7 @@ class _Copying:
                 return int(text, 8), ""
             message = f"invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777"
             raise self._error(message, f"--chmod={self.i.chmod}")
-        if not _SYMBOLIC.match(text):
+        if not re.match(_SYMBOLIC, text):
             message = f"invalid chmod parameter: '{text}': invalid syntax"
             raise self._error(message, f"--chmod={self.i.chmod}", hint="write it as 0644 or u+x,go=rX")
         return 0, text
@@ -283,7 +284,7 @@ class _Copying:
             parent, rest = "/", source
         pattern = self._absolute(rest)
         required: tuple[str, ...] = ()
-        if not _WILDCARD.search(parent) and not _WILDCARD.search(pattern):
+        if not re.search(_WILDCARD, parent) and not re.search(_WILDCARD, pattern):
             required = (self._absolute(clean(f"{parent}/{pattern}")),)
         return parent, (pattern.removeprefix("/"),), required
 

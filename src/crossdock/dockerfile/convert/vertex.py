@@ -89,6 +89,7 @@ def finish(ref: Ref | None, interned: Interned) -> Output | None:
     """Make the nodes below ``ref``; iterative, so depth is no limit."""
     if ref is None:
         return None
+    fresh: set[str] = set()
     stack: list[Vertex] = [ref.vertex]
     while stack:
         vertex = stack[-1]
@@ -100,16 +101,21 @@ def finish(ref: Ref | None, interned: Interned) -> Output | None:
             stack += reversed(waiting)
             continue
         stack.pop()
-        vertex.output = _intern(vertex.make(), interned)
+        vertex.output = _intern(vertex.make(), interned, fresh)
     return ref.output()
 
 
-def _intern(output: Output, interned: Interned) -> Output:
+def _intern(output: Output, interned: Interned, fresh: set[str]) -> Output:
+    """Return the known equal node; within one platform the later name wins, as in BuildKit."""
     node = output.node
     known = interned.setdefault(node.digest, node)
     if known is node:
+        fresh.add(node.digest)
         return output
-    if node.metadata.ignore_cache and not known.metadata.ignore_cache:
+    ignore = node.metadata.ignore_cache or known.metadata.ignore_cache
+    if node.digest in fresh:
+        known.metadata = replace(node.metadata, ignore_cache=ignore)
+    elif ignore and not known.metadata.ignore_cache:
         known.metadata = replace(known.metadata, ignore_cache=True)
     return Output(known, output.index)
 

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 __all__ = ["OnBuild", "parse"]
 
-_PREFIX = re.compile(r"\s*ONBUILD\s*", re.IGNORECASE | re.ASCII)
-
 
 class OnBuild(Instruction):
     """``ONBUILD``."""
@@ -39,7 +37,7 @@ def parse(s: Statement) -> OnBuild:
     if trigger.upper() in ("MAINTAINER", "FROM"):
         message = f"{trigger.upper()} isn't allowed as an ONBUILD trigger"
         raise s.error(message, trigger)
-    expression = _PREFIX.sub("", s.line.text, count=1)
+    expression = re.sub(r"(?ai)\s*ONBUILD\s*", "", s.line.text, count=1)
     for heredoc in s.heredocs:
         expression += f"\n{heredoc.content}{heredoc.name}"
     return OnBuild(**s.common(), expression=expression)
