@@ -197,7 +197,28 @@ def _without_code(text: str) -> str:
     return re.sub(r"`[^`\n]*`", "", text)
 
 
-PAGES = {"cli.md": cli_page, "python.md": python_page, "errors.md": errors_page}
+def checks_page() -> str:
+    """The build checks, each with a Dockerfile that it finds and one that it does not."""
+    from crossdock.dockerfile.lint.rules import RULES
+
+    parts = [
+        "# Build checks\n\nFindings are shown as warnings of a build; `--check` shows them without building. "
+        "`# check=skip=RULE,…;error=true` in the first lines of a Dockerfile, or `--build-arg "
+        "BUILDKIT_DOCKERFILE_CHECK=…`, switches rules off (`skip=all`: every one) or makes findings fail the build; "
+        "`# check=skip=RULE` directly above an instruction is for that one alone. Names and texts are BuildKit's.\n\n"
+        "| Rule | Finds |\n|---|---|\n"
+    ]
+    parts += [f"| [{r.name}](#{r.name.lower()}) | {r.description} |\n" for r in RULES.values()]
+    for rule in RULES.values():
+        parts.append(f"\n## {rule.name}\n\n{rule.description}\n\n{rule.why}\n")
+        if rule.experimental:
+            parts.append(f"\nExperimental: on only with `# check=experimental={rule.name}`.\n")
+        parts.append(f"\nFound:\n\n```dockerfile\n{rule.bad.rstrip()}\n```\n")
+        parts.append(f"\nNot found:\n\n```dockerfile\n{rule.good.rstrip()}\n```\n")
+    return "".join(parts)
+
+
+PAGES = {"cli.md": cli_page, "python.md": python_page, "errors.md": errors_page, "checks.md": checks_page}
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from crossdock.errors import DockerfileError, Position, SourceFile, SourceRange
 
 __all__ = ["Directive", "DirectiveReader", "detect_syntax"]
 
-_FORM = re.compile(r"([a-zA-Z][a-zA-Z0-9]*)[\t\n\f\r ]*=[\t\n\f\r ]*(.+?)[\t\n\f\r ]*\Z")
+#: compiled on first use
+_FORM = r"([a-zA-Z][a-zA-Z0-9]*)[\t\n\f\r ]*=[\t\n\f\r ]*(.+?)[\t\n\f\r ]*\Z"
 _KNOWN = frozenset(["syntax", "escape", "check"])
 
 
@@ -54,7 +55,7 @@ class DirectiveReader:
             return None
         found = None
         if line.startswith(self._prefix):
-            found = _FORM.match(line[len(self._prefix) :].lstrip(SPACE))
+            found = re.match(_FORM, line[len(self._prefix) :].lstrip(SPACE))
         if found is None or found[1].lower() not in _KNOWN:
             self._done = True
             return None

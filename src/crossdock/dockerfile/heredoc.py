@@ -12,8 +12,8 @@ from crossdock.dockerfile.record import Record
 
 __all__ = ["Heredoc", "heredocs_in", "parse_heredoc", "strip_tabs"]
 
-_MARK = re.compile(r"([0-9]*)<<(-?)[\t\n\f\r ]*([^<]*)\Z")
-_TABS = re.compile(r"^\t+", re.MULTILINE)
+#: compiled on first use
+_MARK = r"([0-9]*)<<(-?)[\t\n\f\r ]*([^<]*)\Z"
 _NO_ENV: dict[str, str] = {}
 
 
@@ -39,7 +39,7 @@ def parse_heredoc(word: str) -> Heredoc | None:
     """
     if "<<" not in word:
         return None
-    found = _MARK.match(word)
+    found = re.match(_MARK, word)
     if found is None or not found[3]:
         return None
     words = expand_words(found[3], _NO_ENV, keep_unset=True)
@@ -71,4 +71,4 @@ def heredocs_in(line: str) -> list[Heredoc]:
 
 def strip_tabs(body: str) -> str:
     """Remove the leading tabs of every line."""
-    return _TABS.sub("", body)
+    return re.sub(r"(?m)^\t+", "", body)
