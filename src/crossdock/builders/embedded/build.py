@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossdock.builders.embedded.inputs import LocalFiles, check_secrets, gather, secret_reader, ssh_sockets
-from crossdock.builders.embedded.outputs import plan_outputs
+from crossdock.builders.embedded.outputs import plan_outputs, reproducible
 from crossdock.builders.embedded.steps import EventKeeper, shown
 from crossdock.builders.embedded.supported import check_supported
 from crossdock.builders.result import BuildResult, BuiltImage, BuiltIndex
 from crossdock.engine.facade import Engine, EngineOptions, SolveInputs
-from crossdock.errors import CrossdockError, NotSupported, SandboxError, SolveError
+from crossdock.errors import Cancelled, CrossdockError, NotSupported, SandboxError, SolveError
 from crossdock.image.platform import local_platform
 from crossdock.progress.events import VertexWarning
 
@@ -164,7 +164,7 @@ class _Build:
         ]
         return self._engine.export(
             images,
-            specs,
+            reproducible(specs, results[0].epoch),
             sink=self._keeper,
             cancel=self._cancel,
             epoch_s=results[0].epoch,
@@ -173,6 +173,8 @@ class _Build:
 
     def _locate(self, error: CrossdockError, results: Sequence[PlatformResult]) -> None:
         """Say where in the Dockerfile the failed step is, and for which platform it ran."""
+        if isinstance(error, Cancelled):
+            return
         from crossdock.llb.graph import walk
 
         failed = self._keeper.failed

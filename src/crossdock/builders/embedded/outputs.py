@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from crossdock.engine.exporters.model import ExporterSpec
     from crossdock.progress.events import EventSink
 
-__all__ = ["DockerLoader", "annotation_attrs", "plan_outputs"]
+__all__ = ["DockerLoader", "annotation_attrs", "plan_outputs", "reproducible"]
 
 _IMAGES = frozenset(["image", "oci", "docker"])
 _ANNOTATION_TYPE = re.compile(r"([a-z-]+)(\[[A-Za-z0-9_/-]+\])?\Z")
@@ -95,6 +95,22 @@ def _load_spec(
         )
     loader = DockerLoader(endpoint, sink, cancel)
     return loader, _spec(kind, attrs, loader)
+
+
+def reproducible(specs: Sequence[ExporterSpec], epoch_s: int | None) -> list[ExporterSpec]:
+    """With an epoch, clamp file times in layers too, unless the output says otherwise.
+
+    BuildKit leaves that to ``rewrite-timestamp=true``; here SOURCE_DATE_EPOCH alone makes the same inputs give the same
+    digests.
+    """
+    if epoch_s is None:
+        return list(specs)
+    return [
+        s._replace(attrs={"rewrite-timestamp": "true", **s.attrs})
+        if s.type in _IMAGES and s.attrs.get("unpack", "false") in ("false", "0")
+        else s
+        for s in specs
+    ]
 
 
 class DockerLoader:
