@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from crossdock.engine.sources.image import ImageSource, ResolvedImage
     from crossdock.engine.sources.pull import LayerPuller
     from crossdock.engine.store import LayerId, Lease
+    from crossdock.engine.store.gc import GCPolicy
+    from crossdock.engine.store.usage import UsageRecord
     from crossdock.image.descriptor import Descriptor
     from crossdock.image.platform import Platform
     from crossdock.llb.graph import Output
@@ -54,6 +56,8 @@ class EngineOptions(NamedTuple):
     parallelism: int = 0
     #: makes the client for registries, when one is needed
     registry: Callable[[CancelToken], RegistryClient] | None = None
+    #: bytes the store may hold, enforced while building; 0 for no limit
+    max_used_space: int = 0
     #: seconds without a sign of life after which an emulated step is ended; ``None`` never
     hang_deadline_s: float | None = None
 
@@ -105,7 +109,7 @@ class Engine:
         self.lease = lease
         self._stack = stack
         self.platform = local_platform()
-        self._keys = StoreKeyCache(store, lease)
+        self._keys = StoreKeyCache(store, lease, max_bytes=options.max_used_space)
         self._scheduler = Scheduler(self._keys, parallelism=options.parallelism or max(4, 2 * _cpus()))
         # Guards what is made on first use.
         self._lock = threading.RLock()
@@ -262,6 +266,16 @@ class Engine:
         from crossdock.engine.sandbox.worker import current_worker
 
         return EngineInfo(self.platform, current_worker(), self.sandbox().runtime.name, self.store.root)
+
+    def disk_usage(self, filters: Sequence[str] = ()) -> list[UsageRecord]:
+        """List what the store holds, largest last use first. Raises: UsageError for a filter; StoreError."""
+        return self.store.disk_usage(filters)
+
+    def prune(
+        self, policy: GCPolicy, *, on_record: Callable[[UsageRecord], None], cancel: CancelToken
+    ) -> int:
+        """Remove what ``policy`` says and nobody uses; returns the bytes freed. Raises: UsageError; StoreError."""
+        return self.store.prune(policy, sink=on_record, cancel=cancel)
 
     def sandbox(self) -> Sandbox:
         """Return the sandbox. Raises: SandboxError outside a worker, or without a runtime."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from crossdock.engine.cache.refs import Ref
 from crossdock.engine.solver import Found, VertexSpec
 from crossdock.engine.store.locks import hold
-from crossdock.errors import NotSupported, SolveError
+from crossdock.errors import NotSupported, SolveError, StoreFull
 from crossdock.llb.graph import walk
 from crossdock.llb.ops import BuildOp, DiffOp, ExecOp, FileOp, MergeOp, PassthroughOp, SourceOp
 from crossdock.progress.events import Vertex
@@ -36,8 +36,9 @@ __all__ = ["LoadedGraph", "ProgressWatcher", "StoreKeyCache", "load_graph"]
 class StoreKeyCache:
     """The store's records as the solver's cache. Safe from any thread."""
 
-    def __init__(self, store: Store, lease: Lease) -> None:
+    def __init__(self, store: Store, lease: Lease, *, max_bytes: int = 0) -> None:
         self._store = store
+        self._max_bytes = max_bytes
         self._lease = lease
         self._locks = store.layout.locks
         #: vertex -> name of the step, for records; single dict operations only
@@ -71,7 +72,7 @@ class StoreKeyCache:
             # Its last holder removed it between our open and our lock.
 
     def save(self, key: str, results: Sequence[Result], *, vertex: str) -> None:
-        """Store the results of a key."""
+        """Store the results of a key, then see that the store keeps its limit."""
         outputs = [result.layers for result in results if isinstance(result, Ref)]
         if len(outputs) != len(results):
             summary = "a local directory cannot be a cached result"
@@ -80,6 +81,16 @@ class StoreKeyCache:
         self._store.records.save(
             key, outputs, lease=self._lease, vertex=digest, description=self.names.get(digest, "")
         )
+        if self._max_bytes:
+            self._enforce()
+
+    def _enforce(self) -> None:
+        from crossdock.engine.store.gc import Collector
+
+        above = Collector(self._store).enforce(self._max_bytes)
+        if above:
+            summary = f"this build needs {above} bytes more than the store may hold ({self._max_bytes})"
+            raise StoreFull(summary, hint="raise the limit, or build fewer things at once")
 
 
 def _is_at(fd: int, path: Path) -> bool:
@@ -174,8 +185,9 @@ def _make_op(node: Node, env: OpEnv, locals_: LocalSources, images: Callable[[],
             summary = "nested builds (BuildOp) are not supported by the embedded engine"
             raise NotSupported(summary)
         case PassthroughOp():
-            summary = "passthrough vertices are not supported by the embedded engine"
-            raise NotSupported(summary)
+            from crossdock.engine.ops.passthrough import PassthroughSolverOp
+
+            return PassthroughSolverOp(node, env)
 
 
 def _make_source(
@@ -190,6 +202,14 @@ def _make_source(
         from crossdock.engine.sources.imageop import ImageSolverOp
 
         return ImageSolverOp(node, env, images)
+    if scheme in ("http", "https"):
+        from crossdock.engine.sources.http import HttpSolverOp
+
+        return HttpSolverOp(node, env)
+    if scheme == "git":
+        from crossdock.engine.sources.git import GitSolverOp
+
+        return GitSolverOp(node, env)
     if scheme in ("http", "https"):
         from crossdock.engine.sources.http import HttpSolverOp
 
