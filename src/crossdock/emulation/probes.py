@@ -13,6 +13,7 @@ import errno
 import os
 import struct
 import time
+from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -20,11 +21,12 @@ if TYPE_CHECKING:
 
     from crossdock.emulation.architectures import Architecture
 
-__all__ = ["PROBE_STATUS", "ProbeResult", "probe_elf", "run_probe"]
+__all__ = ["PROBE_STATUS", "ProbeResult", "probe_elf", "run_probe", "small_elf"]
 
 PROBE_STATUS = 42
 _LOAD_ADDRESS = 0x10000
 _BUSY_TRIES = 50
+_ET_EXEC, _PT_LOAD, _READ_EXECUTE = 2, 1, 5
 
 
 class _Code(NamedTuple):
@@ -73,9 +75,14 @@ _CODE: dict[str, _Code] = {
 def probe_elf(architecture: Architecture) -> bytes:
     """Return an executable that ends with :data:`PROBE_STATUS`."""
     spec = _CODE[architecture.name]
+    order = ">" if architecture.big_endian and not spec.little_code else "<"
+    code = spec.raw or b"".join(struct.pack(order + "I", word) for word in spec.words)
+    return small_elf(architecture, code, flags=spec.flags)
+
+
+def small_elf(architecture: Architecture, code: bytes, *, flags: int = 0) -> bytes:
+    """Return a static executable whose one segment is ``code``."""
     order = ">" if architecture.big_endian else "<"
-    code_order = "<" if spec.little_code else order
-    code = spec.raw or b"".join(struct.pack(code_order + "I", word) for word in spec.words)
     wide = architecture.bits == 64
     head_size, entry_size = (64, 56) if wide else (52, 32)
     start = head_size + entry_size
@@ -83,45 +90,15 @@ def probe_elf(architecture: Architecture) -> bytes:
     word = "Q" if wide else "I"
     header = architecture.magic[:16] + struct.pack(
         f"{order}HHI{word}{word}{word}IHHHHHH",
-        2,
-        architecture.machine,
-        1,
-        _LOAD_ADDRESS + start,
-        head_size,
-        0,
-        spec.flags,
-        head_size,
-        entry_size,
-        1,
-        0,
-        0,
-        0,
+        *(_ET_EXEC, architecture.machine, 1, _LOAD_ADDRESS + start, head_size, 0),
+        *(flags, head_size, entry_size, 1, 0, 0, 0),
     )
-    readable_executable = 5
+    # The flags of a segment stand second in 64-bit files and seventh in 32-bit ones.
+    middle = (0, _LOAD_ADDRESS, _LOAD_ADDRESS, total, total)
     if wide:
-        segment = struct.pack(
-            order + "IIQQQQQQ",
-            1,
-            readable_executable,
-            0,
-            _LOAD_ADDRESS,
-            _LOAD_ADDRESS,
-            total,
-            total,
-            _LOAD_ADDRESS,
-        )
+        segment = struct.pack(order + "IIQQQQQQ", _PT_LOAD, _READ_EXECUTE, *middle, _LOAD_ADDRESS)
     else:
-        segment = struct.pack(
-            order + "IIIIIIII",
-            1,
-            0,
-            _LOAD_ADDRESS,
-            _LOAD_ADDRESS,
-            total,
-            total,
-            readable_executable,
-            _LOAD_ADDRESS,
-        )
+        segment = struct.pack(order + "IIIIIIII", _PT_LOAD, *middle, _READ_EXECUTE, _LOAD_ADDRESS)
     return header + segment + code
 
 
@@ -132,12 +109,16 @@ class ProbeResult(NamedTuple):
     problem: str = ""
 
 
+_serial = count()
+
+
 def run_probe(architecture: Architecture, directory: Path, *, emulator: str = "") -> ProbeResult:
     """Run the probe from ``directory`` (one that allows execution), through ``emulator`` when given.
 
     Takes a millisecond natively and some five under QEMU. Raises: OSError when the file cannot be written.
     """
-    path = directory / f"probe-{architecture.name}-{os.getpid()}"
+    # a name of its own: threads may probe the same architecture at once, and a running file cannot be rewritten
+    path = directory / f"probe-{architecture.name}-{os.getpid()}-{next(_serial)}"
     path.write_bytes(probe_elf(architecture))
     try:
         path.chmod(0o755)
