@@ -25,8 +25,10 @@ from crossdock.engine.sandbox.idmap import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Attempt", "Inside", "Maps", "Refused", "launch", "plan_maps"]
+__all__ = ["PID_NAMESPACE", "Attempt", "Inside", "Maps", "Refused", "launch", "plan_maps"]
 
+#: what was refused when there are no PID namespaces at all
+PID_NAMESPACE = "create a PID namespace"
 _CGROUP2_MAGIC = 0x63677270
 _TMPFS_MAGIC = 0x01021994
 _ISOLATED = linux.CLONE_NEWNS | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS
@@ -243,7 +245,7 @@ def _opener(attempt: Attempt, maps: Maps, run_dir: Path, up: _Pipe, down: _Pipe,
         doing.what = "create a mount namespace"
         linux.unshare(_ISOLATED)
         if attempt.pidns:
-            doing.what = "create a PID namespace"
+            doing.what = PID_NAMESPACE
             linux.unshare(linux.CLONE_NEWPID)
         doing.what = "start init"
         init = os.fork()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from crossdock.engine.sandbox import mounts, stubs
 from crossdock.engine.sandbox.etcfiles import DEFAULT_HOSTNAME, hosts_text, resolv_text
-from crossdock.engine.sandbox.paths import make_directories
+from crossdock.engine.sandbox.paths import make_directories, resolve_in_root
 from crossdock.engine.sandbox.runtime import find_runtime
 from crossdock.engine.sandbox.spec import (
     ALL_CAPABILITIES,
@@ -171,7 +171,8 @@ class Sandbox:
             stack.callback(shutil.rmtree, bundle)
             user = self._user(root, step)
             step, emulator_mounts = self._emulated(step)
-            oci_mounts = (*self._mounts(step, bundle, stack), *emulator_mounts)
+            planned = (*self._mounts(step, bundle, stack), *emulator_mounts)
+            oci_mounts = tuple(_resolved(root, planned))
             make_directories(root, step.cwd, uid=user.uid, gid=user.gid)
             if not step.readonly_rootfs:
                 points = [m.destination for m in oci_mounts if not m.destination.startswith("/dev/")]
@@ -265,7 +266,8 @@ class Sandbox:
             mounts=oci_mounts,
             ulimits=step.ulimits,
             capability_bound=self._bound,
-            pid_namespace=self.info.pid_namespace,
+            pid_namespace=self.info.step_pid_namespaces,
+            fresh_proc=self.info.pid_namespace,
             cgroup_namespace=False,
             has_tty_group=self.info.has_id(0, _TTY_GROUP),
             may_set_groups=self.info.ids != "single",
@@ -331,6 +333,18 @@ def _oci_mount(mount: StepMount, private: Path, stack: ExitStack) -> OciMount:
                 forwarded_agent(private, mount.agent, uid=mount.uid, gid=mount.gid, mode=mount.mode)
             )
             return OciMount(mount.dest, "bind", str(private), _FILE_BIND)
+
+
+def _resolved(root: str, planned: Sequence[OciMount]) -> Iterator[OciMount]:
+    """Follow symlinks of the image in mount points, within the image; a runtime refuses one that leads nowhere."""
+    covered: list[str] = []
+    for mount in planned:
+        destination = "/" + mount.destination.strip("/")
+        # Below another mount the image's own symlinks do not count.
+        if not any(destination.startswith(f"{above}/") for above in (*covered, "/dev", "/proc", "/sys")):
+            destination = resolve_in_root(root, destination)[len(root) :] or "/"
+        covered.append("/" + mount.destination.strip("/"))
+        yield mount._replace(destination=destination)
 
 
 class _Tail:

@@ -89,6 +89,8 @@ class SpecInput(NamedTuple):
     #: capabilities the worker itself may hand on
     capability_bound: frozenset[str]
     pid_namespace: bool
+    #: ``/proc`` can be mounted; otherwise the worker's is shown, in which the step has other PIDs than by getpid(2)
+    fresh_proc: bool
     cgroup_namespace: bool
     #: group 5 exists (``/dev/pts`` wants it)
     has_tty_group: bool
@@ -160,7 +162,7 @@ def _base_mounts(given: SpecInput, *, insecure: bool) -> Sequence[OciMount]:
     pts = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]
     if given.has_tty_group:
         pts.append(f"gid={_TTY_GROUP}")
-    if given.pid_namespace:
+    if given.fresh_proc:
         proc = OciMount("/proc", "proc", "proc", _PRIVATE_FLAGS)
     else:
         proc = OciMount("/proc", "bind", "/proc", ("rbind", *_PRIVATE_FLAGS))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from crossdock.engine.sandbox.idmap import contains
-from crossdock.engine.sandbox.launch import Attempt, Refused, launch
+from crossdock.engine.sandbox.launch import PID_NAMESPACE, Attempt, Refused, launch
 from crossdock.errors import InternalError, SandboxError
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class WorkerInfo(NamedTuple):
     gid_map: tuple[IdRange, ...]
     #: whether the worker has its own PID namespace with a fresh ``/proc``
     pid_namespace: bool
+    #: whether steps can have PID namespaces; with the host's ``/proc`` they then see processes but reach none
+    step_pid_namespaces: bool
     #: ``v2``, ``v1``, ``hybrid`` or ``none``: how the host's control groups are mounted
     cgroups: str
     #: private tmpfs, gone with the worker
@@ -112,6 +114,7 @@ def become_worker(options: WorkerOptions = WorkerOptions()) -> WorkerInfo:  # no
             uid_map=maps.uids,
             gid_map=maps.gids,
             pid_namespace=attempt.pidns,
+            step_pid_namespaces=not any(rung.name == PID_NAMESPACE for rung in rungs),
             cgroups=inside.cgroups,
             run_dir=run_dir,
             rungs=(
