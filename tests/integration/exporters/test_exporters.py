@@ -185,8 +185,8 @@ with open_engine() as engine:
     assert (files / "keep/f").stat().st_uid == os.getuid()
     assert stat.filemode((files / "keep/f").stat().st_mode) == "-rwsr-xr-x"
     if compression == "zstd":  # umoci 0.4 reads none: skopeo decompresses it
-        skopeo("copy", f"oci:{layout}:1", f"docker-archive:{tmp_path}/plain.tar")
-        skopeo("copy", f"docker-archive:{tmp_path}/plain.tar", f"oci:{layout}:gz")
+        skopeo("copy", "--dest-decompress", f"oci:{layout}:1", f"dir:{tmp_path}/plain")
+        skopeo("copy", f"dir:{tmp_path}/plain", f"oci:{layout}:gz")
     tag = "gz" if compression == "zstd" else "1"
     bundle = tmp_path / "bundle"
     rootless = () if os.geteuid() == 0 else ("--rootless",)
