@@ -106,14 +106,14 @@ class Collector:
         Raises: UsageError for its filters; StoreError; the token's cause (what was removed stays removed).
         """
         store = self._store
-        records = collect(store)
-        total = sum(record.size for record in records)
+        matches = parse_filters(policy.filters)
+        total = total_size(store)
         status = os.statvfs(store.root)
         keep = keep_bytes(policy, total, status.f_bavail * status.f_frsize)
         if keep is not None and total <= keep:
             return
+        records = collect(store)
         cutoff_ns = time.time_ns() - int(policy.keep_duration_s * 1e9) if policy.keep_duration_s else None
-        matches = parse_filters(policy.filters)
         candidates = [
             record
             for record in records

@@ -132,8 +132,11 @@ class LayerStore:
 
     # --- making ---
 
-    def new(self, lease: Lease, *, kind: str, description: str = "") -> NewLayer:
-        """Start a layer with empty ``fs`` (mode 0755) and ``work`` directories. Raises: StoreFull, StoreError."""
+    def new(self, lease: Lease, *, kind: str, description: str = "", work: bool = True) -> NewLayer:
+        """Start a layer with empty ``fs`` (mode 0755) and ``work`` directories; the latter only for overlays.
+
+        Raises: StoreFull, StoreError.
+        """
         with rim("create a layer"):
             home = self._make_home(lease)
             layer = NewLayer(self, lease, home, kind, description)
@@ -141,7 +144,8 @@ class LayerStore:
                 hooks.point("store.layer:after_mkdir")
                 layer.fs.mkdir()
                 layer.fs.chmod(_ROOT_MODE)
-                layer.work.mkdir(mode=0o700)
+                if work:
+                    layer.work.mkdir(mode=0o700)
             except BaseException:
                 layer.discard()
                 raise
