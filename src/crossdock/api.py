@@ -218,6 +218,12 @@ class Builder:
         self._note_activity()
         return result
 
+    def completed(self, request: BuildRequest) -> BuildRequest:
+        """Return a request with the outputs this builder adds when none are asked for."""
+        from crossdock.builders.routing import with_default_outputs
+
+        return with_default_outputs(self._group, request)
+
     def bootstrap(
         self, *, on_event: Callable[[Event], object] | None = None, cancel: CancelToken | None = None
     ) -> None:

@@ -5,6 +5,7 @@ Spec: docker/buildx ``build/driver.go`` (node selection).
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from crossdock.errors import NotSupported, PlatformNotOffered
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from crossdock.image.platform import Platform
     from crossdock.progress.events import EventSink
 
-__all__ = ["check_fixed", "run_build"]
+__all__ = ["check_fixed", "run_build", "with_default_outputs"]
 
 
 def run_build(
@@ -35,7 +36,7 @@ def run_build(
 
     Raises: PlatformNotOffered; NotSupported when platforms are spread over several nodes; what the driver raises.
     """
-    request = _with_default_platform(group, request)
+    request = _with_default_platform(group, with_default_outputs(group, request))
     if len(nodes) == 1:
         node, driver = nodes[0]
         check_fixed(group, node, request.platforms)
@@ -46,6 +47,24 @@ def run_build(
         summary = "the platforms are offered by different nodes, and merging their results is not supported"
         raise NotSupported(summary, hint="build them one by one, or on a node that offers them all")
     return next(iter(chosen.values())).build(request, sink, cancel)
+
+
+def with_default_outputs(group: NodeGroup, request: BuildRequest) -> BuildRequest:
+    """Without outputs, docker's own builder keeps the image, and one made with ``default-load`` loads it into docker."""
+    if (
+        request.outputs
+        or request.call != "build"
+        or os.environ.get("BUILDX_NO_DEFAULT_LOAD", "") in ("1", "true")
+    ):
+        return request
+    from dataclasses import replace
+
+    from crossdock.builders.request import OutputSpec
+
+    if group.driver == "docker":
+        return replace(request, outputs=(OutputSpec(type="image"),))
+    wanted = [(n.driver_opts or {}).get("default-load", "") in ("true", "1") for n in group.nodes]
+    return replace(request, outputs=(OutputSpec(type="docker"),)) if any(wanted) else request
 
 
 def _with_default_platform(group: NodeGroup, request: BuildRequest) -> BuildRequest:

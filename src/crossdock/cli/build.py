@@ -115,6 +115,7 @@ def command(globals_: Globals, args: tuple[str, ...], **flags: Any) -> int:
     warn_ignored(flags)
     request = request_of(args[0], flags)
     builder = embedded_aware_builder(globals_, request)
+    request = builder.completed(request)
     _remove_stale(flags["iidfile"])
     result = _run(globals_, builder, request, mode)
     return _finish(request, result, flags, mode)

@@ -53,7 +53,6 @@ class EmbeddedDriver:
         options = node.driver_opts or {}
         # Settled before the worker namespace is entered: inside, everybody is root.
         self.root = options.get("root") or default_root()
-        self._default_load = options.get("default-load", "") in ("true", "1")
 
     def info(self, cancel: CancelToken) -> NodeInfo:
         """Read the boot record; starts nothing."""
@@ -88,12 +87,6 @@ class EmbeddedDriver:
 
     def build(self, request: BuildRequest, sink: EventSink, cancel: CancelToken) -> BuildResult:
         """Build here."""
-        if self._default_load and not request.outputs:
-            from dataclasses import replace
-
-            from crossdock.builders.parse import with_load
-
-            request = replace(request, outputs=with_load(()))
         result, record = self._call("build", (request, self._needs_record()), sink, cancel)
         if record is not None:
             self._write(record)
