@@ -285,6 +285,7 @@ with open_engine() as engine:
     assert shown["Id"] == said["containerimage.digest"]
 
 
+@pytest.mark.needs("subids")
 def test_a_tarball_keeps_owners_of_the_namespace(build: Build, tmp_path: Path) -> None:
     dest = tmp_path / "files.tar"
     build(
