@@ -16,10 +16,10 @@ from crossdock.image.platform import Platform, local_platform
 if TYPE_CHECKING:
     from crossdock.emulation.emulator import Emulator, Running
 
-__all__ = ["Offer", "native_variants", "offered_platforms"]
+__all__ = ["LISTED", "Offer", "native_variants", "offered_platforms"]
 
 #: what is listed beside the machine's own, in buildx's order
-_LISTED = (
+LISTED = (
     "amd64",
     "arm64",
     "riscv64",
@@ -58,7 +58,7 @@ def offered_platforms(emulator: Emulator, *, verify: bool = True) -> tuple[Offer
     some 10 ms per architecture.
     """
     here = local_platform()
-    names = (here.architecture, *(name for name in _LISTED if name != here.architecture))
+    names = (here.architecture, *(name for name in LISTED if name != here.architecture))
     with ThreadPoolExecutor(max_workers=min(len(names), os.cpu_count() or 1)) as pool:
         found = list(pool.map(lambda name: _offer(emulator, name, verify=verify), names))
     offers: list[Offer] = []

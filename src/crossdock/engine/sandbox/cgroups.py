@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from crossdock.llb.ops import LinuxResources
 
-__all__ = ["Group", "Limits", "Unavailable", "find_limits", "limit_files"]
+__all__ = ["Group", "Limits", "Unavailable", "find_limits", "hierarchy_of", "limit_files"]
 
 _OURS = "crossdock"
 _CONTROLLERS = ("cpu", "cpuset", "memory")
@@ -94,6 +94,11 @@ class Limits:
             for directory in made:
                 with suppress(OSError):
                     directory.rmdir()
+
+
+def hierarchy_of(layout: str, run_dir: Path) -> Path:
+    """Return where a worker sees the host's control groups: a hybrid layout was moved out of the runtime's sight."""
+    return run_dir / "cgroup" if layout == "hybrid" else Path("/sys/fs/cgroup")
 
 
 def limit_files(limits: LinuxResources, *, unified: bool) -> dict[str, str]:

@@ -25,7 +25,7 @@ from crossdock.engine.sandbox.idmap import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["PID_NAMESPACE", "Attempt", "Inside", "Maps", "Refused", "launch", "plan_maps"]
+__all__ = ["PID_NAMESPACE", "Attempt", "Inside", "Maps", "Refused", "launch", "plan_maps", "user_name"]
 
 #: what was refused when there are no PID namespaces at all
 PID_NAMESPACE = "create a PID namespace"
@@ -119,16 +119,21 @@ def plan_maps(*, use_ranges: bool) -> Maps:
     single = Maps("single", (IdRange(0, uid, 1),), (IdRange(0, gid, 1),), "ranges not wanted")
     if not use_ranges:
         return single
-    import pwd
-
-    try:
-        name = pwd.getpwuid(uid).pw_name
-    except KeyError:
-        name = str(uid)
+    name = user_name(uid)
     granted = [parse_subids(_read(f"/etc/sub{kind}"), name=name, uid=uid) for kind in ("uid", "gid")]
     if not all(granted):
         return single._replace(note=f"no id ranges for {name} in /etc/subuid and /etc/subgid")
     return Maps("ranges", ranges_map(uid, granted[0]), ranges_map(gid, granted[1]))
+
+
+def user_name(uid: int) -> str:
+    """Return a user's name, or the number of one that has none."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def _read(path: str) -> str:

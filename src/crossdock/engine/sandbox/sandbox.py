@@ -199,9 +199,9 @@ class Sandbox:
     ) -> tuple[cgroups.Group | None, tuple[str, ...]]:
         if step.resources is None:
             return None, ()
-        from crossdock.engine.sandbox.cgroups import Unavailable, find_limits
+        from crossdock.engine.sandbox.cgroups import Unavailable, find_limits, hierarchy_of
 
-        hierarchy = Path("/sys/fs/cgroup") if self.info.cgroups != "hybrid" else self.info.run_dir / "cgroup"
+        hierarchy = hierarchy_of(self.info.cgroups, self.info.run_dir)
         limits = find_limits(self.info.cgroups, hierarchy, parent=step.cgroup_parent)
         if isinstance(limits, Unavailable):
             return None, (f"the step runs without its resource limits: {limits.reason}",)
