@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -73,12 +74,12 @@ def check(data: bytes) -> None:
         return
     printed = print_dockerfile(dockerfile)
     assert tree(parse(printed.encode("utf-8", "surrogateescape"))) == tree(dockerfile)
+    refusal: CrossdockError | None = None
     try:
         build(data, warnings=[])
-    except DockerfileError as exc:
-        assert exc.source is not None or "target stage" in str(exc)
-    except CrossdockError:
-        pass
+    except CrossdockError as exc:
+        refusal = exc
+    assert refusal is None or refusal.source is not None or not isinstance(refusal, DockerfileError)
 
 
 @settings(max_examples=300, deadline=None)
@@ -145,7 +146,5 @@ def test_a_mutated_file_gives_a_place_and_no_traceback(number: int) -> None:
     ids=["continued", "assignments", "brackets", "heredocs", "nested", "instructions", "comment", "quotes"],
 )
 def test_large_input_does_not_hang(data: bytes) -> None:
-    try:
+    with suppress(DockerfileError):
         parse(data)
-    except DockerfileError:
-        pass

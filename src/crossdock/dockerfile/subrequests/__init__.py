@@ -68,7 +68,7 @@ def check(
 
     Raises: what ``images`` and ``context`` raise for other reasons than the Dockerfile.
     """
-    from crossdock.dockerfile.subrequests.lint import run_checks
+    from crossdock.dockerfile.subrequests.call_check import run_checks
 
     return run_checks(data, name, options, images=images, context=context, sources=sources)
 
@@ -86,7 +86,7 @@ def outline(
 
     Raises: as ``convert``.
     """
-    from crossdock.dockerfile.subrequests.outline import run_outline
+    from crossdock.dockerfile.subrequests.call_outline import run_outline
 
     return run_outline(data, name, options, images=images, context=context, sources=sources)
 
@@ -96,14 +96,14 @@ def targets(data: bytes, name: str) -> SubResult:
 
     Raises: DockerfileError.
     """
-    from crossdock.dockerfile.subrequests.targets import list_targets
+    from crossdock.dockerfile.subrequests.call_targets import list_targets
 
     return list_targets(data, name)
 
 
 def describe() -> SubResult:
     """Return the methods."""
-    from crossdock.dockerfile.subrequests.describe import list_methods
+    from crossdock.dockerfile.subrequests.call_describe import list_methods
 
     return list_methods()
 
