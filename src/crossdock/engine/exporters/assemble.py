@@ -5,6 +5,7 @@ Spec: image-spec 1.1; BuildKit ``exporter/containerimage/writer.go``.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from crossdock.image.mediatypes import DOCKER_CONFIG, OCI_CONFIG, compression_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from crossdock.cancel import CancelToken
     from crossdock.engine.exporters.attrs import ImageOptions
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 
 __all__ = ["assemble"]
 
-_WORKERS = 4
+# Each layer is compressed by several threads already; more of them would only take more memory.
+_WORKERS = 2
 _DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _INTERNAL = ("io.crossdock.", "containerd.io/distribution.source.")
 _INTERNAL_KEYS = frozenset({"containerd.io/uncompressed", "buildkit/createdat"})
@@ -84,21 +87,29 @@ def _layers(
     plan = [_clamps(image, options, blobs) for image in images]
     wanted = dict.fromkeys(item for layers in plan for item in layers)
 
-    def get(item: tuple[LayerId, int | None], cancel: CancelToken) -> LayerPart:
+    found = {item: blobs.known(item[0], options.compression, clamp_s=item[1]) for item in wanted}
+    missing = [item for item, part in found.items() if part is None]
+
+    def write(item: tuple[LayerId, int | None], cancel: CancelToken) -> LayerPart:
         layer, clamp_s = item
         return blobs.get(layer, options.compression, clamp_s=clamp_s, report=report, cancel=cancel)
 
-    with report.stage("exporting layers"):
-        if options.rewrite_timestamp and options.epoch_s is not None:
-            when = format_time(options.epoch_s * 1_000_000_000)
-            with report.stage(f"rewriting layers with source-date-epoch {options.epoch_s} ({when})"):
-                parts = run_parallel(get, wanted, workers=_WORKERS, cancel=context.cancel)
-        else:
-            if options.rewrite_timestamp:
-                report.note("warning: rewrite-timestamp is specified, but no source-date-epoch was found")
-            parts = run_parallel(get, wanted, workers=_WORKERS, cancel=context.cancel)
-    by_item = dict(zip(wanted, parts, strict=True))
+    with report.stage("exporting layers"), _rewriting(options, report):
+        written = run_parallel(write, missing, workers=_WORKERS, cancel=context.cancel)
+    by_item = {item: part for item, part in found.items() if part is not None}
+    by_item.update(zip(missing, written, strict=True))
     return [[by_item[item] for item in layers] for layers in plan]
+
+
+def _rewriting(options: ImageOptions, report: Report) -> AbstractContextManager[None]:
+    """Show that times are cut, or say why they are not."""
+    if not options.rewrite_timestamp:
+        return nullcontext()
+    if options.epoch_s is None:
+        report.note("warning: rewrite-timestamp is specified, but no source-date-epoch was found")
+        return nullcontext()
+    when = format_time(options.epoch_s * 1_000_000_000)
+    return report.stage(f"rewriting layers with source-date-epoch {options.epoch_s} ({when})")
 
 
 def _clamps(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from crossdock.cancel import CancelToken
     from crossdock.engine.exporters.model import ExportContext
     from crossdock.engine.exporters.report import Report
-    from crossdock.engine.store import BlobWriter, LayerId, LayerInfo
+    from crossdock.engine.store import BlobWriter, LayerBlob, LayerId, LayerInfo
     from crossdock.layers.compression import Compression
 
 __all__ = ["INTERNAL_ANNOTATION", "LayerBlobs", "LayerPart"]
@@ -58,6 +58,28 @@ class LayerBlobs:
         """Return what the store knows of a layer."""
         return self._once(f"info {layer}", lambda: self._store.layers.get(layer))
 
+    def known(self, layer: LayerId, compression: Compression, *, clamp_s: int | None) -> LayerPart | None:
+        """Return a layer's blob when nothing has to be written for it.
+
+        The blob of a layer that came from a registry may not be in the store: see :meth:`ensure_local`.
+        """
+        if clamp_s is not None:
+            return self._known_clamped(layer, compression, clamp_s)
+        wanted = _name(compression)
+        info = self.info(layer)
+        for blob in info.blobs:
+            if (
+                blob.descriptor.annotations.get(INTERNAL_ANNOTATION) == wanted
+                and (info.kind != "image" or compression.force)
+                and self._store.content.has(blob.descriptor.digest, self._context.lease)
+            ):
+                return _part(info, blob)
+        original = _original(info)
+        if original is None:
+            return None
+        same_type = compression_of(original.descriptor.media_type) == compression.type
+        return original if same_type or not compression.force else None
+
     def get(
         self,
         layer: LayerId,
@@ -69,13 +91,19 @@ class LayerBlobs:
     ) -> LayerPart:
         """Return a layer's blob, written when there is none. With ``clamp_s`` no file is newer than that.
 
-        The blob of a layer that came from a registry may not be in the store: see :meth:`ensure_local`.
         Raises: LayerError, StoreError, StoreFull, DigestMismatch; the token's cause.
         """
-        name = f"{_name(compression)} {compression.force} {clamp_s} {layer}"
-        if clamp_s is not None:
-            return self._once(name, lambda: self._clamped(layer, compression, clamp_s, report, cancel))
-        return self._once(name, lambda: self._plain(layer, compression, report, cancel))
+
+        def make() -> LayerPart:
+            part = self.known(layer, compression, clamp_s=clamp_s)
+            if part is not None:
+                return part
+            original = _original(self.info(layer))
+            if original is None or clamp_s is not None:
+                return self._write(layer, compression, clamp_s, report, cancel)
+            return self._convert(layer, original, compression, report, cancel)
+
+        return self._once(f"{_name(compression)} {compression.force} {clamp_s} {layer}", make)
 
     def ensure_local(
         self, blob: Descriptor, repositories: Sequence[str], report: Report, cancel: CancelToken
@@ -106,31 +134,6 @@ class LayerBlobs:
                 self._done[key] = value
         return value
 
-    def _plain(
-        self, layer: LayerId, compression: Compression, report: Report, cancel: CancelToken
-    ) -> LayerPart:
-        info = self.info(layer)
-        name = _name(compression)
-        original: LayerPart | None = None
-        for blob in info.blobs:
-            made_as = blob.descriptor.annotations.get(INTERNAL_ANNOTATION)
-            if info.diff_id is None:
-                continue
-            part = LayerPart(blob.descriptor, info.diff_id, blob.repositories)
-            if made_as is None:
-                original = original or part
-            elif (
-                made_as == name
-                and (info.kind != "image" or compression.force)
-                and self._store.content.has(blob.descriptor.digest, self._context.lease)
-            ):
-                return part
-        if original is None:
-            return self._write(layer, compression, None, report, cancel)
-        if not compression.force or compression_of(original.descriptor.media_type) == compression.type:
-            return original
-        return self._convert(layer, original, compression, report, cancel)
-
     def _write(
         self,
         layer: LayerId,
@@ -155,6 +158,9 @@ class LayerBlobs:
             blob = self._commit(out, compression, result.digest, result.size)
         if clamp_s is None:
             self._store.layers.add_blob(layer, blob, result.diff_id)
+        else:
+            value = json.dumps({"blob": blob.to_json(), "diffId": result.diff_id})
+            self._store.records.link(_clamp_key(layer, compression, clamp_s), value)
         return LayerPart(blob, result.diff_id, ())
 
     def _convert(
@@ -184,28 +190,38 @@ class LayerBlobs:
         self._store.layers.add_blob(layer, blob, result.diff_id)
         return LayerPart(blob, result.diff_id, ())
 
-    def _clamped(
-        self, layer: LayerId, compression: Compression, clamp_s: int, report: Report, cancel: CancelToken
-    ) -> LayerPart:
-        """Write a layer with its times cut; it has another diff id, so the store remembers it apart."""
-        key = f"clamped-layer {clamp_s} {_name(compression)} {layer}"
-        known = self._store.records.canonical(key)
-        if known is not None:
-            data = json.loads(known)
-            blob = Descriptor.from_json(data["blob"], "clamped layer")
-            if self._store.content.has(blob.digest, self._context.lease):
-                repositories = self._store.layers.repositories(blob.digest)
-                return LayerPart(blob, DiffId(data["diffId"]), repositories)
-        part = self._write(layer, compression, clamp_s, report, cancel)
-        value = {"blob": part.descriptor.to_json(), "diffId": part.diff_id}
-        self._store.records.link(key, json.dumps(value))
-        return part
+    def _known_clamped(self, layer: LayerId, compression: Compression, clamp_s: int) -> LayerPart | None:
+        """Look up a layer written with its times cut: it has another diff id, so it is remembered apart."""
+        text = self._store.records.canonical(_clamp_key(layer, compression, clamp_s))
+        if text is None:
+            return None
+        data = json.loads(text)
+        blob = Descriptor.from_json(data["blob"], "clamped layer")
+        if not self._store.content.has(blob.digest, self._context.lease):
+            return None
+        return LayerPart(blob, DiffId(data["diffId"]), self._store.layers.repositories(blob.digest))
 
     def _commit(self, out: BlobWriter, compression: Compression, digest: Digest, size: int) -> Descriptor:
         media_type = layer_type(compression.type, oci=True)
         blob = Descriptor(media_type, digest, size, {INTERNAL_ANNOTATION: _name(compression)})
         out.commit(blob)
         return blob
+
+
+def _part(info: LayerInfo, blob: LayerBlob) -> LayerPart | None:
+    return None if info.diff_id is None else LayerPart(blob.descriptor, info.diff_id, blob.repositories)
+
+
+def _original(info: LayerInfo) -> LayerPart | None:
+    """Return the blob that a layer came with."""
+    for blob in info.blobs:
+        if INTERNAL_ANNOTATION not in blob.descriptor.annotations:
+            return _part(info, blob)
+    return None
+
+
+def _clamp_key(layer: LayerId, compression: Compression, clamp_s: int) -> str:
+    return f"clamped-layer {clamp_s} {_name(compression)} {layer}"
 
 
 def _name(compression: Compression) -> str:

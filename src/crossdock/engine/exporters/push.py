@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["push_image"]
 
-_WORKERS = 4
+_WORKERS = 4  # a push waits for the network more than for a core
 
 
 class _Blob(NamedTuple):
