@@ -218,8 +218,6 @@ class _Checker:
                 self._note(
                     "leftover", str(path), "a write that was cut off", partial(path.unlink, missing_ok=True)
                 )
-        for entry in store.stats.stale():
-            self._note("leftover", entry, "a write that was cut off", partial(os.unlink, entry))
 
 
 # What SQL alone can see: text, the rows, and the statements that remove one (the row's values are the arguments).

@@ -17,7 +17,7 @@ from array import array
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from crossdock.engine.store.ids import new_id
+from crossdock.engine.store.locks import try_flock
 from crossdock.engine.store.rim import rim
 
 if TYPE_CHECKING:
@@ -40,10 +40,8 @@ _COARSE_MARGIN_NS = 2_500_000_000
 _KEEP_UNSEEN = 1000
 
 
-#: between the name of a table and a random part, while it is written
-_WRITING = "."
-#: writing takes less than a second
-_WRITING_NS = 60 * 10**9
+#: a table being written. Left by a writer that died, it is the next one's; so there is never more than one
+_WRITING = ".new"
 
 
 class StatCache:
@@ -64,8 +62,7 @@ class StatCache:
         limit = time.time_ns() - int(unused_for_s * 1e9)
         freed = 0
         for path, info in self._files():
-            # A name with a dot is being written, unless its writer died.
-            if info.st_mtime_ns <= limit and (_WRITING not in os.path.basename(path) or is_stale(info)):
+            if info.st_mtime_ns <= limit:
                 with rim("prune stat caches"), suppress(FileNotFoundError):
                     os.unlink(path)
                     freed += info.st_size
@@ -75,15 +72,12 @@ class StatCache:
         """Return the bytes of all tables."""
         return sum(info.st_size for _, info in self._files())
 
-    def stale(self) -> list[str]:
-        """Return files whose writer died."""
-        return [path for path, info in self._files() if _WRITING in os.path.basename(path) and is_stale(info)]
-
     def _files(self) -> Iterator[tuple[str, os.stat_result]]:
         with rim("read stat caches"), os.scandir(self._folder) as entries:
             for entry in entries:
-                with suppress(FileNotFoundError):  # renamed or removed meanwhile
-                    yield entry.path, entry.stat(follow_symlinks=False)
+                if not entry.name.endswith(_WRITING):
+                    with suppress(FileNotFoundError):  # removed meanwhile
+                        yield entry.path, entry.stat(follow_symlinks=False)
 
 
 class StatTable:
@@ -129,19 +123,33 @@ class StatTable:
         joined = b"\0".join(paths)
         body = joined + numbers.tobytes() + digests
         header = _HEADER.pack(_MAGIC, zlib.crc32(body), len(paths), len(joined))
-        temporary = f"{self._path}{_WRITING}{new_id()}"
         with rim("write a stat cache"):
+            fd = self._open_new()
+            if fd < 0:
+                return
             try:
-                with open(temporary, "wb", buffering=0) as file:
-                    file.write(header)
-                    rest = memoryview(body)
+                os.ftruncate(fd, 0)
+                for part in (header, body):
+                    rest = memoryview(part)
                     while rest:
-                        rest = rest[file.write(rest) :]
-                os.rename(temporary, self._path)
-            except BaseException:
-                if os.path.exists(temporary):
-                    os.unlink(temporary)
-                raise
+                        rest = rest[os.write(fd, rest) :]
+                os.rename(f"{self._path}{_WRITING}", self._path)
+            finally:
+                os.close(fd)
+
+    def _open_new(self) -> int:
+        """Open and lock the file to write; -1 when another build is writing its own: either is right."""
+        while True:
+            path = f"{self._path}{_WRITING}"
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if not try_flock(fd):
+                os.close(fd)
+                return -1
+            # Renamed into place between our open and lock, it is a table now and not ours to overwrite.
+            with suppress(FileNotFoundError):
+                if os.stat(path).st_ino == os.fstat(fd).st_ino:
+                    return fd
+            os.close(fd)
 
     def _merged(self) -> tuple[list[bytes], array[int], bytes]:
         seen = sum(self._seen)
@@ -180,11 +188,6 @@ class StatTable:
             self._paths = paths
             self._numbers.frombytes(data[numbers_at:digests_at])
             self._digests = data[digests_at:]
-
-
-def is_stale(info: os.stat_result) -> bool:
-    """True for a file being written whose writer must have died."""
-    return time.time_ns() - info.st_mtime_ns > _WRITING_NS
 
 
 def margin_ns(info: os.stat_result) -> int:

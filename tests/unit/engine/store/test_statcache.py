@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -142,6 +143,33 @@ def test_entries_nobody_asks_for_are_dropped_when_they_are_many(store: Store, in
     table = store.stats.load("/ctx")
     assert len(table) == 2
     assert table.get("old7", info) == DIGEST
+
+
+def test_what_a_writer_that_died_left_is_taken_over(store: Store, info: os.stat_result) -> None:
+    for name in ("one", "two"):
+        for path in list(store.layout.stat.iterdir()):
+            (store.layout.stat / f"{path.name}.new").write_bytes(b"half of a longer table" * 100)
+        table = store.stats.load("/ctx")
+        table.record(name, info, DIGEST, time.time_ns() + LATER)
+        table.save()
+    assert len(store.stats.load("/ctx")) == 2
+    assert len(os.listdir(store.layout.stat)) == 1
+    assert store.check(repair=False) == []
+
+
+def test_many_writers_at_once_leave_one_whole_table(store: Store, info: os.stat_result) -> None:
+    def write(number: int) -> None:
+        for _ in range(20):
+            table = store.stats.load("/ctx")
+            for entry in range(200):
+                table.record(f"{number}-{entry}", info, DIGEST, time.time_ns() + LATER)
+            table.save()
+            assert len(store.stats.load("/ctx")) > 0
+
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(write, number) for number in range(4)]:
+            future.result(60)
+    assert len(os.listdir(store.layout.stat)) == 1
 
 
 def test_nothing_new_writes_nothing(store: Store, info: os.stat_result) -> None:
