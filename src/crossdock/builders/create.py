@@ -9,8 +9,9 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from crossdock.builders.change import NodeChange
 from crossdock.builders.drivers.table import driver_spec
-from crossdock.builders.model import NodeChange, NodeGroup
+from crossdock.builders.model import NodeGroup
 from crossdock.builders.select import EMBEDDED, check_new_name, default_driver
 from crossdock.builders.store import BuilderStore
 from crossdock.errors import BuilderError

@@ -7,17 +7,17 @@ Spec: docker/buildx ``store/nodegroup.go``.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from crossdock.errors import BuilderError
-from crossdock.image.platform import Platform, parse_platforms
+from crossdock.image.platform import Platform
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
+
+    from crossdock.builders.change import NodeChange
 
 __all__ = ["Node", "NodeGroup", "validate_name"]
 
@@ -62,7 +62,7 @@ class Node:
             "Flags": self.flags,
             "Files": None
             if self.files is None
-            else {k: base64.b64encode(v).decode() for k, v in sorted(self.files.items())},
+            else {k: _b64encode(v) for k, v in sorted(self.files.items())},
             **self.extra,
         }
 
@@ -76,11 +76,21 @@ class Node:
             platforms=tuple(Platform.from_json(p).normalised() for p in data.get("Platforms") or ()),
             driver_opts=_str_map(data.get("DriverOpts")),
             flags=None if data.get("Flags") is None else [str(f) for f in data["Flags"]],
-            files=None
-            if files is None
-            else {str(k): base64.b64decode(v or "", validate=True) for k, v in files.items()},
+            files=None if files is None else {str(k): _b64decode(v or "") for k, v in files.items()},
             extra={k: v for k, v in data.items() if k not in _NODE_FIELDS},
         )
+
+
+def _b64encode(data: bytes) -> str:
+    import binascii
+
+    return binascii.b2a_base64(data, newline=False).decode()
+
+
+def _b64decode(text: str) -> bytes:
+    import binascii
+
+    return binascii.a2b_base64(text, strict_mode=True)
 
 
 def _str_map(value: Mapping[str, Any] | None) -> dict[str, str] | None:
@@ -124,7 +134,7 @@ class NodeGroup:
             raise BuilderError(summary)
         try:
             nodes = [Node.from_json(n) for n in data.get("Nodes") or ()]
-        except (TypeError, AttributeError, ValueError, binascii.Error) as exc:
+        except (TypeError, AttributeError, ValueError) as exc:
             summary = f"{where}: builder definition is malformed: {exc}"
             raise BuilderError(summary, hint="remove the file, or the builder with `rm`") from exc
         return cls(
@@ -191,41 +201,3 @@ class NodeGroup:
         if self.dynamic:
             summary = f"builder {self.name} is dynamic: {what} its nodes is not supported"
             raise BuilderError(summary)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeChange:
-    """What ``create`` wants of one node; ``None`` keeps what is there."""
-
-    name: str
-    endpoint: str
-    #: the endpoint was asked for, not merely the default
-    endpoint_given: bool
-    platforms: Sequence[str] = ()
-    driver_opts: dict[str, str] | None = None
-    flags: list[str] | None = None
-    files: dict[str, bytes] | None = None
-
-    def apply(self, node: Node) -> None:
-        """Change an existing node."""
-        if self.endpoint_given:
-            node.endpoint = self.endpoint
-        if self.platforms:
-            node.platforms = parse_platforms(list(self.platforms))
-        if self.driver_opts is not None:
-            node.driver_opts = self.driver_opts
-        if self.flags is not None:
-            node.flags = self.flags
-        if self.files:
-            node.files = {**(node.files or {}), **self.files}
-
-    def create(self, name: str) -> Node:
-        """Make a new node."""
-        return Node(
-            name=name,
-            endpoint=self.endpoint,
-            platforms=parse_platforms(list(self.platforms)),
-            driver_opts=self.driver_opts,
-            flags=self.flags,
-            files=self.files,
-        )

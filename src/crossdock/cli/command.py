@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import click
 
-from crossdock.cli.help import FlagLine, format_flags, format_usage_error
 from crossdock.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from crossdock.cli.help import FlagLine
 
 __all__ = ["Command", "Flag", "Globals", "Group", "SubCommand", "command", "experimental", "flag"]
 
@@ -69,6 +70,8 @@ class Flag(click.Option):
 
     def line(self) -> FlagLine:
         """Return what help shows of it."""
+        from crossdock.cli.help import FlagLine
+
         return FlagLine(self.short, self.long, "" if self.kind == "bool" else self.kind, self._text())
 
     def _text(self) -> str:
@@ -120,6 +123,8 @@ class Command(click.Command):
         given = cast("tuple[str, ...]", ctx.params.get("args", ()))
         low, high = self.arg_range
         if len(given) < low or (high is not None and len(given) > high):
+            from crossdock.cli.help import format_usage_error
+
             raise format_usage_error(ctx.command_path, self.usage(ctx), low, high)
         return rest
 
@@ -138,6 +143,8 @@ class Command(click.Command):
         formatter.write(self._flags_text(ctx))
 
     def _flags_text(self, ctx: click.Context) -> str:
+        from crossdock.cli.help import format_flags
+
         flags = [p for p in self.get_params(ctx) if isinstance(p, Flag) and not p.hidden]
         return "\nOptions:\n" + format_flags([f.line() for f in flags])
 
@@ -299,6 +306,8 @@ class Group(click.Group):
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write help in docker's layout."""
+        from crossdock.cli.help import format_flags
+
         formatter.write(f"Usage:  {ctx.command_path} [OPTIONS] COMMAND\n\n{self.help}\n")
         flags = [p.line() for p in self.get_params(ctx) if isinstance(p, Flag) and not p.hidden]
         formatter.write("\nOptions:\n" + format_flags(flags))

@@ -146,7 +146,10 @@ def _worker_checks(info: WorkerInfo, directory: Path) -> Iterator[Check]:
     if not info.pid_namespace:
         note = "; ".join(f"{r.name}: {r.note or r.state}" for r in info.rungs if r.state == "refused")
         yield Check("processes", "warn", f"no PID namespace with a /proc of its own ({note})")
-    sandbox = Sandbox(info)
+    try:
+        sandbox = Sandbox(info)
+    except CrossdockError:  # no runtime: said already
+        return
     overlay = check_mounts(sandbox, directory)
     if overlay.ok and sandbox.root_mounts != "overlay":
         fix = "" if sandbox.root_mounts == "fuse-overlayfs" else install_hint("fuse-overlayfs")

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from crossdock._version import __version__
 from crossdock.builders.bootrecord import BootRecord, default_root, read_record, remove_record, write_record
-from crossdock.builders.drivers.base import NodeInfo
 from crossdock.errors import StoreError, translate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from crossdock.builders.drivers.base import NodeInfo
     from crossdock.builders.model import Node, NodeGroup
     from crossdock.builders.request import BuildRequest
     from crossdock.builders.result import BuildResult
@@ -56,6 +56,8 @@ class EmbeddedDriver:
 
     def info(self, cancel: CancelToken) -> NodeInfo:
         """Read the boot record; starts nothing."""
+        from crossdock.builders.drivers.base import NodeInfo
+
         cancel.check()
         record = read_record(self.root, self._node.name)
         if record is None:

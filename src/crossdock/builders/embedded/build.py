@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +46,7 @@ def build(
     check_secrets(request.secrets)
     keeper = EventKeeper(sink)
     with ExitStack() as stack:
-        empty = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crossdock-")))
+        empty = _empty_directory(request, stack)
         with shown(keeper, f"[internal] load build definition from {_display_name(request)}") as step:
             inputs = gather(request, empty)
             step.transferred("transferring dockerfile:", len(inputs.dockerfile))
@@ -55,6 +54,15 @@ def build(
         result = _Build(engine, request, inputs, keeper, cancel, step.digest).run()
         record = _survey(engine) if wants_record else None
     return result, record
+
+
+def _empty_directory(request: BuildRequest, stack: ExitStack) -> Path | None:
+    """Make an empty directory for a build that has no context, or no directory for its Dockerfile."""
+    if request.context and request.dockerfile_text is None:
+        return None
+    import tempfile
+
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crossdock-")))
 
 
 def _display_name(request: BuildRequest) -> str:

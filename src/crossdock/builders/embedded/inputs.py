@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from crossdock.builders.parse import is_remote_context
-from crossdock.errors import ContextError, NotSupported, UsageError, translate
+from crossdock.errors import ContextError, InternalError, NotSupported, UsageError, translate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,19 +36,19 @@ class Inputs(NamedTuple):
     attrs: Mapping[str, str]
 
 
-def gather(request: BuildRequest, empty: Path) -> Inputs:
-    """Find everything a build reads; ``empty`` is an empty directory, for builds without a context.
+def gather(request: BuildRequest, empty: Path | None) -> Inputs:
+    """Find everything a build reads; ``empty`` is an empty directory, given when context or Dockerfile have none.
 
     Raises: ContextError, UsageError, NotSupported.
     """
     if is_remote_context(request.context):
         summary = f"the embedded builder cannot fetch the context {request.context} yet"
         raise NotSupported(summary, hint="clone or download it, and build the directory")
-    context = _directory(request.context) if request.context else empty
+    context = _directory(request.context) if request.context else _given(empty)
     directories = {"context": context}
     if request.dockerfile_text is not None:
         dockerfile, name = request.dockerfile_text, "Dockerfile"
-        directories["dockerfile"] = empty
+        directories["dockerfile"] = _given(empty)
     else:
         path = _dockerfile_path(request, context)
         dockerfile, name = _read_dockerfile(path), path.name
@@ -57,6 +57,13 @@ def gather(request: BuildRequest, empty: Path) -> Inputs:
     for key, value in request.named_contexts.items():
         attrs[f"context:{key}"] = _named(key, value, directories)
     return Inputs(dockerfile, name, directories, attrs)
+
+
+def _given(empty: Path | None) -> Path:
+    if empty is None:
+        summary = "no empty directory was made for this build"
+        raise InternalError(summary)
+    return empty
 
 
 def _directory(text: str) -> Path:
