@@ -135,10 +135,10 @@ class ImageConfig:
         """
         try:
             data = json.loads(raw)
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             summary = f"{where}: image config is not valid JSON: {exc}"
             raise LayerError(summary) from exc
-        if not isinstance(data, dict) or not isinstance(data.get("config") or {}, dict):
+        if not isinstance(data, dict) or not isinstance(data.get("config"), dict | None):
             summary = f"{where}: image config is not a JSON object"
             raise LayerError(summary)
         try:

@@ -72,7 +72,7 @@ def dump_json(value: object) -> bytes:
 def _loads(raw: bytes, where: str) -> dict[str, Any]:
     try:
         data = json.loads(raw)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         summary = f"{where}: not valid JSON: {exc}"
         raise LayerError(summary) from exc
     if not isinstance(data, dict):
@@ -81,30 +81,46 @@ def _loads(raw: bytes, where: str) -> dict[str, Any]:
     return data
 
 
+def _descriptors(data: dict[str, Any], name: str, where: str) -> tuple[Descriptor, ...]:
+    items = data.get(name)
+    if items is None:
+        return ()
+    if not isinstance(items, list):
+        summary = f"{where}: {name}: not a list"
+        raise LayerError(summary)
+    return tuple(Descriptor.from_json(item, f"{where}: {name}[{i}]") for i, item in enumerate(items))
+
+
+def _annotations(data: dict[str, Any], where: str) -> dict[str, str]:
+    items = data.get("annotations")
+    if items is None:
+        return {}
+    if not isinstance(items, dict):
+        summary = f"{where}: annotations: not an object"
+        raise LayerError(summary)
+    return {str(name): str(value) for name, value in items.items()}
+
+
 def parse_manifest(raw: bytes, media_type: str, where: str) -> Manifest | Index:
     """Parse a manifest or index; ``media_type`` is the server's, used when the document has none.
 
     Raises: LayerError naming ``where`` when it is neither, is schema 1, or a part is malformed.
     """
     data = _loads(raw, where)
-    kind = data.get("mediaType") or media_type.partition(";")[0].strip()
+    own_type = data.get("mediaType")
+    kind = own_type if isinstance(own_type, str) and own_type else media_type.partition(";")[0].strip()
     if data.get("schemaVersion") == 1 or "fsLayers" in data:
         summary = f"{where}: Docker schema 1 manifests are not accepted"
         raise LayerError(summary, hint="push the image again with a registry client made after 2016")
-    annotations = data.get("annotations") or {}
+    annotations = _annotations(data, where)
     if kind in mediatypes.INDEX_TYPES or (kind not in mediatypes.MANIFEST_TYPES and "manifests" in data):
-        entries = tuple(
-            Descriptor.from_json(d, f"{where}: manifests[{i}]")
-            for i, d in enumerate(data.get("manifests") or ())
-        )
+        entries = _descriptors(data, "manifests", where)
         return Index(
             raw, kind if kind in mediatypes.INDEX_TYPES else mediatypes.OCI_INDEX, entries, annotations
         )
     if kind in mediatypes.MANIFEST_TYPES or "config" in data:
         config = Descriptor.from_json(data.get("config"), f"{where}: config")
-        layers = tuple(
-            Descriptor.from_json(d, f"{where}: layers[{i}]") for i, d in enumerate(data.get("layers") or ())
-        )
+        layers = _descriptors(data, "layers", where)
         kind = kind if kind in mediatypes.MANIFEST_TYPES else mediatypes.OCI_MANIFEST
         return Manifest(raw, kind, config, layers, annotations)
     summary = f"{where}: neither an image manifest nor an index (media type {kind or 'missing'!r})"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from crossdock.errors import UsageError
+from crossdock.errors import DigestMismatch, UsageError
 from crossdock.image.digest import Digest, parse_digest
 
 __all__ = ["Reference", "parse_reference"]
@@ -18,6 +18,7 @@ _PATH = re.compile(rf"{_PATH_COMPONENT}(?:/{_PATH_COMPONENT})*\Z")
 _DOMAIN_LABEL = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
 _DOMAIN = re.compile(rf"(?:{_DOMAIN_LABEL}(?:\.{_DOMAIN_LABEL})*|\[[0-9a-fA-F:]+\])(?::[0-9]+)?\Z")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
+_IMAGE_ID = re.compile(r"[0-9a-f]{64}\Z")
 _DEFAULT_DOMAIN = "docker.io"
 
 
@@ -70,7 +71,10 @@ def parse_reference(text: str) -> Reference:
     Raises: UsageError, naming what is wrong with it.
     """
     rest, at, digest_text = text.partition("@")
-    digest = parse_digest(digest_text) if at else None
+    digest = _digest(digest_text, text) if at else None
+    if _IMAGE_ID.match(text):
+        summary = f"invalid reference {text!r}: a name cannot be 64 hexadecimal digits"
+        raise UsageError(summary, hint="to name an image by its digest, write NAME@sha256:DIGEST")
     domain, path = _split_domain(rest)
     tag: str | None = None
     colon = path.rfind(":")
@@ -90,6 +94,14 @@ def parse_reference(text: str) -> Reference:
         summary = f"invalid reference {text!r}: invalid reference format"
         raise UsageError(summary, hint=hint)
     return Reference(domain, path, tag, digest)
+
+
+def _digest(digest: str, text: str) -> Digest:
+    try:
+        return parse_digest(digest)
+    except DigestMismatch as exc:
+        summary = f"invalid reference {text!r}: {exc.summary}"
+        raise UsageError(summary, hint=exc.hint) from exc
 
 
 def _split_domain(name: str) -> tuple[str, str]:
