@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from crossdock.dockerfile.giturl import GitRef, GitUrlError, parse_git_ref
 from crossdock.dockerfile.record import Record
-from crossdock.errors import UsageError
+from crossdock.errors import DigestMismatch, UsageError
 from crossdock.image.reference import parse_reference
 from crossdock.llb.graph import Node, Output
 from crossdock.llb.ops import FileAction, FileActionCopy, FileOp, OpMetadata, SourceOp
@@ -111,11 +111,16 @@ def parse_context(text: str) -> ContextSpec:
     if kind == "local" and rest:
         return LocalContext(name=rest)
     if kind == "oci-layout":
-        ref = parse_reference(rest)
+        try:
+            ref = parse_reference(rest)
+        except DigestMismatch as exc:
+            summary = f"invalid context specifier {text}: {exc.summary}"
+            raise UsageError(summary, hint=exc.hint) from exc
         if ref.digest is None:
             summary = f'oci-layout reference "{rest}" has no digest'
             raise UsageError(summary, hint="resolve the tag in the layout's index.json first")
-        store = rest.partition("@")[0]
+        head, slash, last = rest.partition("@")[0].rpartition("/")
+        store = head + slash + last.partition(":")[0]
         return OciLayoutContext(store=store, digest=ref.digest)
     summary = f"unsupported context source {kind} for {text}" if rest else f"invalid context specifier {text}"
     raise UsageError(summary, hint="use a directory, docker-image://, oci-layout://, https:// or a Git URL")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from crossdock.dockerfile.directives import detect_syntax
 from crossdock.dockerfile.record import Record
-from crossdock.errors import NotSupported, UsageError
+from crossdock.errors import DigestMismatch, NotSupported, UsageError
 from crossdock.image.reference import parse_reference
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def requested_syntax(dockerfile: Dockerfile, build_args: Mapping[str, str]) -> S
         return SyntaxRequest(text=text, version="", served=True, where=where)
     try:
         ref = parse_reference(text)
-    except UsageError:
+    except (UsageError, DigestMismatch):
         return SyntaxRequest(text=text, version="", served=False, where=where)
     return SyntaxRequest(text=text, version=ref.tag or "", served=ref.repository in _OURS, where=where)
 

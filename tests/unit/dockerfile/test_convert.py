@@ -152,6 +152,7 @@ def test_scratch_alone_is_an_empty_image() -> None:
         ("FROM a\nCOPY --from=$X / /", "variable expansion is not supported for --from"),
         ("FROM a AS x\nCOPY --from=late / /\nFROM b AS late\nFROM x", "cannot copy from stage"),
         ("FROM a\nRUN --mount=from=late,target=/x y\nFROM b AS late", None),
+        ("FROM a@sha256:12", 'failed to parse stage name "a@sha256:12"'),
         ("FROM A:b:c", 'failed to parse stage name "A:b:c"'),
         ("FROM a AS x\nCOPY --from=x / /", "circular dependency detected on stage: x"),
         ("ARG P\nFROM --platform=$P a", "empty platform value from expression $P"),

@@ -22,7 +22,7 @@ from crossdock.dockerfile.convert.vertex import GivenVertex, LocalVertex, Ref, S
 from crossdock.dockerfile.paths import clean, default_path_env
 from crossdock.dockerfile.record import Record
 from crossdock.dockerfile.text import closest
-from crossdock.errors import CrossdockError, UsageError
+from crossdock.errors import CrossdockError, DigestMismatch, UsageError
 from crossdock.image.config import ImageConfig
 from crossdock.image.digest import parse_digest
 from crossdock.image.reference import parse_reference
@@ -199,7 +199,7 @@ def lookup_context(contexts: Mapping[str, ContextSpec], name: str, platform: Pla
         return None
     try:
         name = parse_reference(name).familiar.removesuffix(":latest")
-    except UsageError:
+    except (UsageError, DigestMismatch):
         return None
     return contexts.get(f"{name}::{platform.normalised()}") or contexts.get(name)
 

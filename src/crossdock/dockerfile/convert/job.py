@@ -29,7 +29,7 @@ from crossdock.dockerfile.instructions.onbuild import OnBuild
 from crossdock.dockerfile.paths import default_path_env, workdir
 from crossdock.dockerfile.source import pinpoint
 from crossdock.dockerfile.text import did_you_mean, parse_bool
-from crossdock.errors import DockerfileError, UsageError
+from crossdock.errors import DigestMismatch, DockerfileError, UsageError
 from crossdock.image.config import ImageConfig
 from crossdock.image.platform import parse_platform
 from crossdock.image.reference import parse_reference
@@ -299,7 +299,7 @@ class Job:
     def _reference(self, state: StageState) -> str:
         try:
             return str(parse_reference(state.base_name).with_default_tag())
-        except UsageError as exc:
+        except (UsageError, DigestMismatch) as exc:
             problem = exc.summary.rpartition(": ")[2]
             summary = f'failed to parse stage name "{state.base_name}": {problem}'
             summary = did_you_mean(summary, state.base_name, self.stages.names())

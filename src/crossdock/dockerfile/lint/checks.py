@@ -11,7 +11,7 @@ from crossdock.dockerfile.convert.args import META_ONLY, global_args
 from crossdock.dockerfile.expand import ExpandError, expand
 from crossdock.dockerfile.paths import clean
 from crossdock.dockerfile.text import closest
-from crossdock.errors import DockerfileError, UsageError
+from crossdock.errors import DigestMismatch, DockerfileError, UsageError
 from crossdock.image.platform import Platform, parse_platform
 from crossdock.image.reference import parse_reference
 
@@ -119,7 +119,7 @@ def check_default_bases(dockerfile: Dockerfile, predefined: Mapping[str, str], l
             return
         try:
             parse_reference(text)
-        except UsageError:
+        except (UsageError, DigestMismatch):
             linter.report("InvalidDefaultArgInFrom", stage.head.where, stage.head.base)
 
 
