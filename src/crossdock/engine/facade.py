@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from crossdock.engine.cache.layerview import LayerView
 from crossdock.engine.cache.refs import SCRATCH, LocalTree, Ref
 from crossdock.engine.cache.view import resolve
+from crossdock.engine.facade_parts import Access, FileInfo, LazyClient, file_info
 from crossdock.engine.solver import OpContext, Scheduler
 from crossdock.engine.store import Store
 from crossdock.errors import SolveError, UsageError
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from crossdock.cancel import CancelToken
-    from crossdock.engine.cache.view import Node, View
+    from crossdock.engine.cache.view import View
     from crossdock.engine.exporters.model import ExporterSpec, ExportResult, PlatformImage
     from crossdock.engine.ops.env import OpEnv
     from crossdock.engine.sandbox.sandbox import Sandbox
     from crossdock.engine.sandbox.worker import WorkerInfo
     from crossdock.engine.solver import Result
     from crossdock.engine.sources.image import ImageSource, ResolvedImage
+    from crossdock.engine.sources.local import LocalSources
     from crossdock.engine.sources.pull import LayerPuller
     from crossdock.engine.store import LayerId, Lease
     from crossdock.engine.store.gc import GCPolicy
@@ -45,6 +47,10 @@ if TYPE_CHECKING:
     from crossdock.secret import Secret
 
 __all__ = ["Engine", "EngineInfo", "EngineOptions", "FileInfo", "SolveInputs"]
+
+
+#: a cancelled step ends within a second or so
+_SETTLE_S = 15.0
 
 
 class EngineOptions(NamedTuple):
@@ -73,19 +79,6 @@ class SolveInputs(NamedTuple):
     ssh: Callable[[str], Path | None] = lambda _id: None
     #: entitlements granted
     allow: frozenset[str] = frozenset()
-
-
-class FileInfo(NamedTuple):
-    """One entry of a result's file system."""
-
-    name: str
-    mode: int
-    uid: int
-    gid: int
-    size: int
-    mtime_ns: int
-    #: of a symbolic link
-    target: str = ""
 
 
 class EngineInfo(NamedTuple):
@@ -117,6 +110,9 @@ class Engine:
         self._images: ImageSource | None = None
         self._puller: LayerPuller | None = None
         self._client: RegistryClient | None = None
+        self._solving = 0
+        #: directories of solves that are over, which a step shared with another solve may still read
+        self._retired: list[LocalSources] = []
 
     # --- life ---
 
@@ -133,6 +129,7 @@ class Engine:
         with self._stack:
             self._stack = ExitStack()
             self._scheduler.close()
+            self._close_retired()
             with self._lock:
                 if self._client is not None:
                     self._client.close()
@@ -164,6 +161,8 @@ class Engine:
 
         wanted = [request for request in requests if request is not None]
         locals_ = LocalSources(inputs.locals, self.store)
+        with self._lock:
+            self._solving += 1
         env = self._env(inputs)
         try:
             graph = load_graph(
@@ -185,7 +184,7 @@ class Engine:
                 ]
             )
         finally:
-            locals_.close()
+            self._retire(locals_)
         return [SCRATCH if request is None else next(refs) for request in requests]
 
     def resolve_image_config(
@@ -223,7 +222,7 @@ class Engine:
         node = resolve(view, path, follow=True)
         if node is None or not node.is_dir:
             return None
-        return [_info(view, kid) for kid in view.children(node).values()]
+        return [file_info(view, kid) for kid in view.children(node).values()]
 
     def stat(
         self, ref: Ref, path: str, *, cancel: CancelToken, sink: EventSink | None = None
@@ -231,7 +230,7 @@ class Engine:
         """Return what is at a path of a result, a link not followed; ``None`` when there is nothing."""
         view = self._view(ref, cancel, sink)
         node = resolve(view, path, follow=False)
-        return None if node is None else _info(view, node)
+        return None if node is None else file_info(view, node)
 
     # --- results out ---
 
@@ -251,7 +250,7 @@ class Engine:
         context = ExportContext(
             store=self.store,
             lease=self.lease,
-            access=_Access(self, sink),
+            access=Access(self, sink),
             client=lambda: self._registry(cancel),
             sink=sink,
             cancel=cancel,
@@ -324,6 +323,22 @@ class Engine:
 
     # --- inside ---
 
+    def _retire(self, locals_: LocalSources) -> None:
+        """End a solve: its directories are given up as soon as nothing can read them."""
+        locals_.save()
+        with self._lock:
+            self._retired.append(locals_)
+            self._solving -= 1
+            last = not self._solving
+        if last and self._scheduler.settle(_SETTLE_S):
+            self._close_retired()
+
+    def _close_retired(self) -> None:
+        with self._lock:
+            retired, self._retired = self._retired, []
+        for locals_ in retired:
+            locals_.close()
+
     def _env(self, inputs: SolveInputs) -> OpEnv:
         from crossdock.engine.ops.env import OpEnv
 
@@ -377,7 +392,7 @@ class Engine:
             if self._images is None:
                 from crossdock.engine.sources.image import ImageSource
 
-                self._images = ImageSource(self.store, _LazyClient(self._registry))
+                self._images = ImageSource(self.store, LazyClient(self._registry))
             return self._images
 
     def _layer_puller(self) -> LayerPuller:
@@ -387,43 +402,9 @@ class Engine:
                 from crossdock.layers import UnpackOptions
 
                 options = UnpackOptions(ignore_chown_errors=self._single_id())
-                client = _LazyClient(self._registry)
+                client = LazyClient(self._registry)
                 self._puller = LayerPuller(self.store, client, unpack_options=options)
             return self._puller
-
-
-class _LazyClient:
-    """A registry client that is made when it is first used."""
-
-    __slots__ = ("_make",)
-
-    def __init__(self, make: Callable[[CancelToken], RegistryClient]) -> None:
-        self._make = make
-
-    def scoped(self, *, insecure: bool | None = None, cancel: CancelToken) -> RegistryClient:
-        return self._make(cancel).scoped(insecure=insecure, cancel=cancel)
-
-
-class _Access:
-    """What exporters may ask for."""
-
-    __slots__ = ("_engine", "_sink")
-
-    def __init__(self, engine: Engine, sink: EventSink) -> None:
-        self._engine = engine
-        self._sink = sink
-
-    def directory(self, layer: LayerId, vertex: str, cancel: CancelToken) -> Path:
-        return self._engine.directories((layer,), vertex, self._sink, cancel)[0]
-
-    def mounted(
-        self, ref: Sequence[LayerId], vertex: str, cancel: CancelToken
-    ) -> AbstractContextManager[Path]:
-        directories = self._engine.directories(ref, vertex, self._sink, cancel)
-        return self._engine.sandbox().mounted(directories, upper=None, work=None)
-
-    def fetch(self, blob: Descriptor, repositories: Sequence[str], vertex: str, cancel: CancelToken) -> None:
-        self._engine.fetch(blob, repositories, vertex, self._sink, cancel)
 
 
 def _final(result: Result, env: OpEnv, vertex: str, ctx: OpContext) -> Ref:
@@ -434,12 +415,6 @@ def _final(result: Result, env: OpEnv, vertex: str, ctx: OpContext) -> Ref:
         return result
     summary = "a solve gave no file system"
     raise SolveError(summary, vertex=vertex)
-
-
-def _info(view: View, node: Node) -> FileInfo:
-    st = node.st
-    target = view.readlink(node) if node.is_link else ""
-    return FileInfo(node.name, st.st_mode, node.uid, node.gid, st.st_size, st.st_mtime_ns, target)
 
 
 def _cpus() -> int:

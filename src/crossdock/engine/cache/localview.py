@@ -10,6 +10,7 @@ Spec: tonistiigi/fsutil ``walker.go``, ``filter.go`` and moby/buildkit's filesyn
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import threading
@@ -20,7 +21,7 @@ from crossdock.engine.cache.beneath import open_beneath
 from crossdock.engine.cache.layerview import hash_fd, read_xattrs
 from crossdock.engine.cache.parallel import for_chunks
 from crossdock.engine.cache.view import Node
-from crossdock.errors import ContextError
+from crossdock.errors import ContextError, StoreFull
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,7 +40,7 @@ _CHUNK = 64
 
 
 class LocalView:
-    """A view of ``root``. Close it when the build is over. Safe from any thread.
+    """A view of ``root``. Close it when nothing uses it any more. Safe from any thread.
 
     Raises: ContextError when the directory cannot be opened.
     """
@@ -61,14 +62,18 @@ class LocalView:
             raise ContextError(summary) from exc
         self._root = Node("", "", os.fstat(self._fd), 0, 0, "")
 
+    def save(self) -> None:
+        """Remember what was learned of unchanged files. A store without room for it loses time, not the build."""
+        with self._lock, contextlib.suppress(StoreFull):
+            if self._table is not None:
+                self._table.save()
+
     def close(self) -> None:
-        """Give the directory up and save what was learned; idempotent."""
+        """Give the directory up; idempotent."""
         with self._lock:
             if self._fd >= 0:
                 os.close(self._fd)
                 self._fd = -1
-                if self._table is not None:
-                    self._table.save()
 
     def root(self) -> Node:
         """Return the root directory."""

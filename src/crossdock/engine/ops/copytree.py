@@ -204,6 +204,7 @@ class Copier:
                     self._links.append((first, file))
                     return
             self._files.append(file)
+            self._target.note_size(st.st_size)
             return
         if stat.S_ISLNK(st.st_mode):
             os.symlink(self._source.readlink(node), real)

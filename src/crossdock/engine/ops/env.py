@@ -62,7 +62,7 @@ class OpEnv:
         self.hang_deadline_s = hang_deadline_s
         # Guards _packed; one local tree is packed once.
         self._lock = threading.Lock()
-        self._packed: dict[int, Ref] = {}
+        self._packed: dict[LocalTree, Ref] = {}
 
     def directories(self, ref: Ref, vertex: str, ctx: OpContext) -> list[Path]:
         """Return the directories of a state's layers, bottom first, fetching what is remote."""
@@ -81,9 +81,9 @@ class OpEnv:
         if not isinstance(result, LocalTree):
             return as_ref(result)
         with self._lock:
-            ref = self._packed.get(id(result))
+            ref = self._packed.get(result)
             if ref is None:
-                ref = self._packed[id(result)] = self._pack(result, vertex, ctx)
+                ref = self._packed[result] = self._pack(result, vertex, ctx)
         return ref
 
     def _pack(self, tree: LocalTree, vertex: str, ctx: OpContext) -> Ref:

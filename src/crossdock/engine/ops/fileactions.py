@@ -77,7 +77,7 @@ class FileActions:
             for number in step.actions:
                 self._ctx.cancel.check()
                 work.act(number, self._op.op.actions[number].action)
-            ref = Ref((*base.layers, layer.commit()))
+            ref = Ref((*base.layers, layer.commit(size_bytes=work.size_bytes)))
         for number in step.actions:
             self._states[number] = ref
 
@@ -108,6 +108,12 @@ class _LayerWork:
         self._lowers = lowers
         self._upper = Upper(lowers, layer.fs, lenient_owner=self._op.env.lenient_owner)
         self._number = 0
+        self._measured = True
+
+    @property
+    def size_bytes(self) -> int | None:
+        """Bytes on disk of the layer, where they were counted."""
+        return self._upper.size_bytes if self._measured else None
 
     def act(self, number: int, action: FileActionKind) -> None:
         """Carry one action out."""
@@ -151,6 +157,7 @@ class _LayerWork:
         fd = os.open(real, _CREATE, 0o600)
         with os.fdopen(fd, "wb") as file:
             file.write(action.data)
+        self._upper.note_size(len(action.data))
         owner = self._owner(action.owner)
         mode = action.mode & _MODE
         if before is not None and before.is_file:
@@ -176,6 +183,7 @@ class _LayerWork:
         _set_time(real, _time(action.timestamp_ns))
 
     def _remove(self, action: FileActionRm) -> None:
+        self._measured = False
         paths = [action.path]
         if action.allow_wildcard:
             matches = expand(self._upper.view, action.path, wildcard=True, follow=False)
@@ -274,6 +282,7 @@ class _LayerWork:
             with env.sandbox().mounted(self._lowers, upper=self._layer.fs, work=self._layer.work) as root:
                 extract(root)
         self._upper.forget()
+        self._measured = False
 
 
 def _mode(action: FileActionCopy) -> Callable[[int], int] | None:

@@ -44,18 +44,22 @@ class Masker:
         if self._pattern is None:
             self._out(stream, data)
             return
-        text = self._pattern.sub(_MASK, self._held.pop(stream, b"") + data)
-        keep = next((len(start) for start in self._starts if text.endswith(start)), 0)
-        if keep:
-            self._held[stream] = text[-keep:]
-            text = text[:-keep]
-        if text:
-            self._out(stream, text)
+        text = self._held.pop(stream, b"") + data
+        # What may grow into a (longer) secret waits, and so does a secret that reaches into it.
+        cut = len(text) - next((len(start) for start in self._starts if text.endswith(start)), 0)
+        for match in self._pattern.finditer(text):
+            if match.start() < cut < match.end():
+                cut = match.start()
+                break
+        if cut < len(text):
+            self._held[stream] = text[cut:]
+        if cut:
+            self._out(stream, self._pattern.sub(_MASK, text[:cut]))
 
     def close(self) -> None:
         """Give out what was held back."""
         for stream, text in self._held.items():
-            self._out(stream, text)
+            self._out(stream, text if self._pattern is None else self._pattern.sub(_MASK, text))
         self._held.clear()
 
 

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 __all__ = ["Owner", "Upper", "set_xattrs"]
 
 
+#: what files take on disk comes in blocks of this many bytes
+_BLOCK = 4096
+
+
 class Owner(NamedTuple):
     """Ids inside the build's file systems."""
 
@@ -48,6 +52,8 @@ class Upper:
         self._lower = LayerView(lowers)
         self.view = LayerView([*lowers, upper])
         self.lenient_owner = lenient_owner
+        #: bytes on disk written so far, about; saves a walk of the finished layer
+        self.size_bytes = 0
         #: directories known to be in upper, and what is below each: nothing means all its entries are ours
         self._ready: dict[str, tuple[str, ...]] = {"": self._lower.root().where if lowers else ()}  # type: ignore[dict-item]
         self._root_done = not lowers
@@ -125,6 +131,7 @@ class Upper:
         below = node.where[1:] if node.where[0] == real else node.where
         if node.where[0] != real:
             os.mkdir(real, 0o700)
+            self.size_bytes += _BLOCK
             self._copy_attributes(node.where[0], node.st, real)
         self._ready[path] = below
         return real
@@ -136,6 +143,7 @@ class Upper:
         real = self.real(path)
         self._drop_whiteout(real)
         os.mkdir(real, 0o700)
+        self.size_bytes += _BLOCK
         below = self._below(parent, name)
         if below is not None and below.is_dir:
             os.setxattr(real, OPAQUE_XATTR, b"y", follow_symlinks=False)
@@ -217,6 +225,10 @@ class Upper:
             del self._ready[known]
         if self._below(parent, name) is not None:
             os.mknod(real, stat.S_IFCHR, 0)
+
+    def note_size(self, size: int) -> None:
+        """Count a file of ``size`` bytes that was written."""
+        self.size_bytes += -(-size // _BLOCK) * _BLOCK
 
     def forget(self) -> None:
         """Forget what is known of the upper directory: somebody else changed it (through a mount)."""

@@ -113,10 +113,15 @@ class _Pool:
                 if not self._busy:
                     self._idle.notify_all()
 
+    def wait_idle(self, timeout_s: float) -> bool:
+        """Wait for all tasks to end; False when some task is still at work then."""
+        with self._lock:
+            return self._idle.wait_for(lambda: not self._busy, timeout_s)
+
     def close(self, timeout_s: float) -> bool:
         """Wait for tasks to end, then end the threads; False when some task is still at work."""
+        ended = self.wait_idle(timeout_s)
         with self._lock:
-            ended = self._idle.wait_for(lambda: not self._busy, timeout_s)
             threads = self._threads
         for _ in range(threads):
             self._tasks.put(None)
@@ -132,7 +137,8 @@ class Scheduler:
     def __init__(self, cache: KeyCache, *, parallelism: int) -> None:
         self._cache = cache
         self._state = SolverState()
-        self._events: SimpleQueue[Event | None] = SimpleQueue()
+        #: an ``Event`` of threading is set when all before it is handled; None ends the coordinator
+        self._events: SimpleQueue[Event | threading.Event | None] = SimpleQueue()
         self._runs = _Pool("crossdock-run", parallelism)
         self._keys = _Pool("crossdock-key", _KEY_THREADS)
         self._thread: threading.Thread | None = None
@@ -142,6 +148,8 @@ class Scheduler:
         self._ids = itertools.count(1)
         #: of each command in a pool; the coordinator's own
         self._cancels: dict[int, CancelToken] = {}
+        #: why the coordinator ended before its time
+        self._broken: BaseException | None = None
 
     def solve(
         self,
@@ -157,6 +165,8 @@ class Scheduler:
         the cause of ``cancel``; ops that others want go on.
         """
         cancel.check()
+        if self._broken is not None:
+            raise self._broken
         job_id = f"job{next(self._ids)}"
         job = _Job(frozenset(spec.id for spec in vertices), watcher)
         with self._lock:
@@ -183,6 +193,20 @@ class Scheduler:
         if job.results is None:
             raise job.error if job.error is not None else InternalError("a solve ended without a result")
         return job.results
+
+    def settle(self, timeout_s: float) -> bool:
+        """Wait until what past solves started has stopped, as it does soon after they end.
+
+        False when something is still at work then: the steps of another solve, or one that does not stop.
+        """
+        with self._lock:
+            running = self._thread is not None and self._broken is None
+        handled = threading.Event()
+        if running:
+            self._events.put(handled)
+            if not handled.wait(timeout_s):
+                return False
+        return self._runs.wait_idle(timeout_s) and self._keys.wait_idle(timeout_s)
 
     def close(self, timeout_s: float = 30.0) -> None:
         """Cancel what is left and wait for it to stop. Raises ``InternalError`` when it does not in time."""
@@ -212,6 +236,9 @@ class Scheduler:
 
     def _coordinate(self) -> None:
         while (event := self._events.get()) is not None:
+            if isinstance(event, threading.Event):
+                event.set()
+                continue
             try:
                 if not isinstance(event, AddJob | RemoveJob):
                     self._cancels.pop(event.token, None)
@@ -230,6 +257,7 @@ class Scheduler:
         for token in self._cancels.values():
             token.cancel(exc)
         with self._lock:
+            self._broken = exc
             jobs = list(self._jobs.values())
         for job in jobs:
             job.error = exc

@@ -32,25 +32,19 @@ _SCHEME = "local://"
 
 
 class LocalSources:
-    """The directories of one solve, by name (``context``, ``dockerfile``, ...). Close it when the solve is over.
+    """The directories of one solve, by name (``context``, ``dockerfile``, ...). Safe from any thread.
 
-    Safe from any thread.
+    Another solve looks at the same directories anew; what both do with equal content is still done once.
     """
 
     def __init__(self, directories: Mapping[str, Path], store: Store) -> None:
         self._directories = dict(directories)
         self._store = store
+        #: tells these directories from those of other solves
+        self.identity = os.urandom(16).hex()
         # Guards _views.
         self._lock = threading.Lock()
         self._views: dict[tuple[str, tuple[str, ...], tuple[str, ...]], LocalView] = {}
-
-    @property
-    def identity(self) -> str:
-        """Tells these directories from those of other solves."""
-        hasher = KeyHasher("local-sources")
-        for name in sorted(self._directories):
-            hasher.text(name, os.path.realpath(self._directories[name]))
-        return hasher.finish()
 
     def view(self, name: str, include: tuple[str, ...], exclude: tuple[str, ...]) -> LocalView:
         """Return a view of a directory; the same one for the same patterns.
@@ -72,8 +66,14 @@ class LocalSources:
                 view = self._views[key] = LocalView(root, path_filter(include, exclude), table)
         return view
 
+    def save(self) -> None:
+        """Remember which files were unchanged, for the next solve."""
+        with self._lock:
+            for view in self._views.values():
+                view.save()
+
     def close(self) -> None:
-        """Close the views and save what they learned."""
+        """Give the directories up, when no op uses them any more; idempotent."""
         with self._lock:
             for view in self._views.values():
                 view.close()

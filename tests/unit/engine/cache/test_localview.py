@@ -136,7 +136,7 @@ def test_unchanged_files_are_not_read_again(tmp_path, open_view, monkeypatch):
     old(make(root, "a=1", "d/b=2"))
     first = open_view(root, table=StatTable(tmp_path / "stat"))
     digest = content_digest(first, [Selector()], CancelToken())
-    first.close()
+    first.save()
     second = open_view(root, table=StatTable(tmp_path / "stat"))
     monkeypatch.setattr(LocalView, "open", lambda *_: pytest.fail("read again"))
     assert content_digest(second, [Selector()], CancelToken()) == digest
@@ -149,7 +149,7 @@ def test_a_change_with_the_same_size_and_mtime_is_noticed(tmp_path, open_view):
     before = (root / "a").stat()
     first = open_view(root, table=StatTable(tmp_path / "stat"))
     digest = content_digest(first, [Selector()], CancelToken())
-    first.close()
+    first.save()
     (root / "a").write_text("2")
     os.utime(root / "a", ns=(before.st_atime_ns, before.st_mtime_ns))
     second = open_view(root, table=StatTable(tmp_path / "stat"))
@@ -162,7 +162,7 @@ def test_a_file_written_just_before_is_not_believed_next_time(tmp_path, open_vie
     make(root, "a=1")
     first = open_view(root, table=StatTable(tmp_path / "stat"))
     content_digest(first, [Selector()], CancelToken())
-    first.close()
+    first.save()
     assert len(StatTable(tmp_path / "stat")) == 0
 
 
