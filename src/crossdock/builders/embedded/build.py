@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
     from crossdock.cancel import CancelToken
     from crossdock.dockerfile.convert.options import ConvertOptions, PlatformResult
     from crossdock.dockerfile.lint import LintWarning
+    from crossdock.engine.cache.refs import Ref
     from crossdock.engine.exporters.model import ExporterSpec, ExportResult
     from crossdock.engine.sources.image import ResolvedImage
     from crossdock.image.platform import Platform
+    from crossdock.llb.graph import Output
     from crossdock.progress.events import EventSink
     from crossdock.registry import RegistryClient
 
@@ -49,7 +52,7 @@ def build(
         empty = _empty_directory(request, stack)
         with shown(keeper, f"[internal] load build definition from {_display_name(request)}") as step:
             inputs = gather(request, empty)
-            step.transferred("transferring dockerfile:", len(inputs.dockerfile))
+            step.transferred("transferring dockerfile:", len(inputs.dockerfile or b""))
         engine = stack.enter_context(Engine.open(EngineOptions(root, registry=_client)))
         result = _Build(engine, request, inputs, keeper, cancel, step.digest).run()
         record = _survey(engine) if wants_record else None
@@ -87,6 +90,12 @@ def _survey(engine: Engine) -> BootRecord | None:
         return None
 
 
+def _implied_ssh(request: BuildRequest) -> tuple[str, ...]:
+    """A Git context over ssh uses the default agent without being told, where there is one."""
+    is_ssh = request.context.startswith("ssh://") or request.context.partition("/")[0].find("@") > 0
+    return ("default",) if is_ssh and os.environ.get("SSH_AUTH_SOCK") else ()
+
+
 class _Build:
     """The parts of one build, with what they share."""
 
@@ -108,12 +117,14 @@ class _Build:
         self._definition = definition
         self._files = LocalFiles(inputs.directories)
         self._images = _Images(engine, keeper, cancel)
+        self._dockerfile, self._name = inputs.dockerfile or b"", inputs.name
 
     def run(self) -> BuildResult:
         """Do it all."""
         from crossdock.dockerfile.attrs import options_from_attrs
 
         options = options_from_attrs(self._inputs.attrs, build_platforms=(local_platform(),))
+        options = self._fetch(options)
         if self._request.call != "build":
             return self._call(options)
         specs, loaders = plan_outputs(
@@ -131,6 +142,43 @@ class _Build:
             raise
         return self._result(results, exported)
 
+    def _fetch(self, options: ConvertOptions) -> ConvertOptions:
+        """Fetch a remote context, and a Dockerfile that is remote."""
+        if "context" in self._inputs.directories and self._inputs.dockerfile is not None:
+            return options
+        from crossdock.builders.embedded.remote import RemoteInputs
+        from crossdock.dockerfile.record import replace
+
+        remote = RemoteInputs(self._engine, self._solve_one, self._read_result)
+        if "context" not in self._inputs.directories:
+            spec, dockerfile, name = remote.context(self._request)
+            options = replace(options, main_context=spec)
+            if dockerfile is not None:
+                self._dockerfile, self._name = dockerfile, name
+                return options
+        if self._inputs.dockerfile is None:
+            self._dockerfile, self._name = remote.dockerfile(self._request.dockerfile)
+        return options
+
+    def _solve_one(self, output: Output | None) -> Ref:
+        (ref,) = self._engine.solve(
+            [output], inputs=self._solve_inputs(), sink=self._keeper, cancel=self._cancel
+        )
+        return ref
+
+    def _read_result(self, ref: Ref, path: str) -> bytes | None:
+        return self._engine.read_file(ref, path, cancel=self._cancel, sink=self._keeper)
+
+    def _solve_inputs(self) -> SolveInputs:
+        request = self._request
+        allow = {*request.allow, *(("network.host",) if request.network == "host" else ())}
+        return SolveInputs(
+            locals=self._inputs.directories,
+            secrets=secret_reader(request.secrets),
+            ssh=ssh_sockets(request.ssh or _implied_ssh(request)).get,
+            allow=frozenset(allow),
+        )
+
     def _check_outputs(self, specs: Sequence[ExporterSpec], options: ConvertOptions) -> None:
         if specs:
             from crossdock.engine.exporters import check_exporters
@@ -141,21 +189,13 @@ class _Build:
         from crossdock.dockerfile.convert import convert
         from crossdock.dockerfile.parser import parse
 
-        dockerfile = parse(self._inputs.dockerfile, self._inputs.name)
+        dockerfile = parse(self._dockerfile, self._name)
         return convert(dockerfile, options, images=self._images, context=self._files, warn=self._warn)
 
     def _solve_and_export(
         self, results: Sequence[PlatformResult], specs: Sequence[ExporterSpec], options: ConvertOptions
     ) -> ExportResult | None:
-        request = self._request
-        sockets = ssh_sockets(request.ssh)
-        allow = {*request.allow, *(("network.host",) if request.network == "host" else ())}
-        inputs = SolveInputs(
-            locals=self._inputs.directories,
-            secrets=secret_reader(request.secrets),
-            ssh=sockets.get,
-            allow=frozenset(allow),
-        )
+        inputs = self._solve_inputs()
         outputs = [r.output for r in results]
         try:
             refs = self._engine.solve(outputs, inputs=inputs, sink=self._keeper, cancel=self._cancel)
@@ -245,8 +285,8 @@ class _Build:
             raise NotSupported(summary, hint=f"methods: {', '.join(METHODS)}")
         found = answer(
             METHODS[method],
-            self._inputs.dockerfile,
-            self._inputs.name,
+            self._dockerfile,
+            self._name,
             options,
             images=self._images,
             context=self._files,

@@ -27,7 +27,8 @@ _MAX_DOCKERFILE_BYTES = 2 << 20
 class Inputs(NamedTuple):
     """What was gathered."""
 
-    dockerfile: bytes
+    #: ``None`` when it must be fetched
+    dockerfile: bytes | None
     #: as shown in errors and progress, relative to its directory
     name: str
     #: local directories by the name that the graph uses
@@ -41,16 +42,18 @@ def gather(request: BuildRequest, empty: Path | None) -> Inputs:
 
     Raises: ContextError, UsageError, NotSupported.
     """
-    if is_remote_context(request.context):
-        summary = f"the embedded builder cannot fetch the context {request.context} yet"
-        raise NotSupported(summary, hint="clone or download it, and build the directory")
-    context = _directory(request.context) if request.context else _given(empty)
-    directories = {"context": context}
+    directories: dict[str, Path] = {}
+    remote = is_remote_context(request.context)
+    if not remote:
+        directories["context"] = _directory(request.context) if request.context else _given(empty)
+    dockerfile: bytes | None
     if request.dockerfile_text is not None:
         dockerfile, name = request.dockerfile_text, "Dockerfile"
         directories["dockerfile"] = _given(empty)
+    elif _is_url(request.dockerfile) or (remote and not os.path.isabs(request.dockerfile)):
+        dockerfile, name = None, request.dockerfile or "Dockerfile"
     else:
-        path = _dockerfile_path(request, context)
+        path = _dockerfile_path(request, directories.get("context"))
         dockerfile, name = _read_dockerfile(path), path.name
         directories["dockerfile"] = path.parent
     attrs = _attributes(request)
@@ -77,11 +80,12 @@ def _directory(text: str) -> Path:
     return path.absolute()
 
 
-def _dockerfile_path(request: BuildRequest, context: Path) -> Path:
-    if request.dockerfile.startswith(("http://", "https://")):
-        summary = f"the embedded builder cannot fetch the Dockerfile {request.dockerfile} yet"
-        raise NotSupported(summary, hint="download it, and name it with -f")
-    if request.dockerfile:
+def _is_url(text: str) -> bool:
+    return text.startswith(("http://", "https://"))
+
+
+def _dockerfile_path(request: BuildRequest, context: Path | None) -> Path:
+    if request.dockerfile or context is None:
         return Path(request.dockerfile).absolute()
     upper, lower = context / "Dockerfile", context / "dockerfile"
     return lower if not upper.exists() and lower.exists() else upper
@@ -104,9 +108,10 @@ def _read_dockerfile(path: Path) -> bytes:
 def _named(name: str, value: str, directories: dict[str, Path]) -> str:
     if value.startswith("docker-image://"):
         return value
-    if value.startswith("oci-layout://") or is_remote_context(value):
-        kind = "OCI layout" if value.startswith("oci-layout://") else "remote"
-        summary = f"--build-context {name}={value}: the embedded builder cannot read {kind} contexts yet"
+    if is_remote_context(value):
+        return value
+    if value.startswith("oci-layout://"):
+        summary = f"--build-context {name}={value}: the embedded builder cannot read OCI layouts yet"
         raise NotSupported(summary, hint="use a directory or docker-image://")
     if value.startswith(("target:", "input:", "local:")):
         summary = f"--build-context {name}={value}: {value.partition(':')[0]} exists in bake files only"
