@@ -199,6 +199,7 @@ class Collector:
 
     def _remove_contents(self, batch: list[UsageRecord], lease: Lease) -> list[tuple[UsageRecord, int]]:
         store = self._store
+        hooks.point("store.prune:before_batch")
         with store.removal.removing():
             live = store.leases.live_names(besides=lease.path)
             layers = [r for r in batch if r.kind == "layer" and LAYER + r.id not in live]

@@ -26,6 +26,7 @@ POINTS = (
     "store.record:before_commit",
     "store.record:after_commit",
     "store.mount:after_mkdir",
+    "store.prune:before_batch",
     "store.prune:before_delete",
     "store.prune:after_delete",
     "store.prune:after_rename",
@@ -33,7 +34,7 @@ POINTS = (
     "store.recovery:before_unlink",
 )
 
-_hooks: dict[str, Callable[[], None]] = {}
+_hooks: dict[str, Callable[[], object]] = {}
 
 
 def point(name: str) -> None:
@@ -44,7 +45,7 @@ def point(name: str) -> None:
             action()
 
 
-def install(name: str, action: Callable[[], None]) -> None:
+def install(name: str, action: Callable[[], object]) -> None:
     """Run ``action`` whenever ``name`` is passed, in whatever thread passes it.
 
     Raises: KeyError for a point that does not exist.

@@ -4,13 +4,14 @@ import json
 import os
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crossdock.engine.store import Store
+from crossdock.engine.store import CachedResult, Store, hooks
 from crossdock.engine.store.gc import GCPolicy, default_policies, keep_bytes, leaves_first
 from crossdock.engine.store.usage import STAT_CACHES, UsageRecord
 from crossdock.errors import Cancelled
@@ -231,6 +232,30 @@ def test_local_images_keep_their_content(store: Store) -> None:
     assert store.images.remove("app:1")
     store.prune(GCPolicy(all=True))
     assert list(store.content.digests()) == []
+
+
+def test_what_is_taken_into_use_after_it_was_chosen_is_kept(store: Store) -> None:
+    layer = add_layer(store, canonical="c")
+    with Store.open(store.root) as user, user.lease() as lease:
+        hooks.install("store.prune:before_batch", lambda: user.records.result("c", lease))
+        assert store.prune() == 0
+        assert user.records.result("c", lease) is not None
+    assert on_disk(store) == {layer}
+
+
+def test_who_asks_for_what_is_just_being_removed_waits_and_misses(store: Store) -> None:
+    add_layer(store, canonical="c")
+    with ThreadPoolExecutor(1) as pool, Store.open(store.root) as user, user.lease() as lease:
+        asked: list[Future[CachedResult | None]] = []
+
+        def ask() -> None:
+            asked.append(pool.submit(user.records.result, "c", lease))
+            with pytest.raises(TimeoutError):
+                asked[0].result(0.2)
+
+        hooks.install("store.prune:before_delete", ask)
+        store.prune()
+        assert asked[0].result(10) is None
 
 
 def test_a_layer_taken_into_use_while_pruning_is_kept_or_reported_missing(store: Store) -> None:

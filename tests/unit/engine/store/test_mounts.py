@@ -2,20 +2,20 @@ from __future__ import annotations
 
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
 from crossdock.cancel import CancelToken
-from crossdock.engine.store import Store
+from crossdock.engine.store import Store, hooks
 from crossdock.engine.store.mounts import mount_id
 from crossdock.errors import Cancelled
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from crossdock.engine.store import Lease
+    from crossdock.engine.store import Lease, Sharing
 
 
 def test_files_stay_from_use_to_use(store: Store, lease: Lease, cancel: CancelToken) -> None:
@@ -142,3 +142,34 @@ def test_removal_beside_use_never_takes_a_directory_away(
         done.set()
         remover.join()
     assert store.check(repair=False) == []
+
+
+@pytest.mark.parametrize("sharing", ["shared", "locked"])
+def test_who_waited_during_a_removal_holds_the_new_lock(
+    store: Store, lease: Lease, cancel: CancelToken, sharing: Sharing
+) -> None:
+    """The lock waited for was unlinked with the mount: holding it would keep nobody out."""
+    with store.mounts.use(lease, name="c", sharing=sharing, cancel=cancel) as path:
+        mount = path.parent.name
+    held: list[bool] = []
+
+    def use() -> None:
+        with (
+            Store.open(store.root) as other,
+            other.lease() as own,
+            other.mounts.use(own, name="c", sharing=sharing, cancel=cancel) as path,
+        ):
+            held.append(path.is_dir() and store.mounts.in_use(mount))
+
+    with ThreadPoolExecutor(1) as pool:
+        users: list[Future[None]] = []
+
+        def start_using() -> None:
+            users.append(pool.submit(use))
+            with pytest.raises(TimeoutError):
+                users[0].result(0.2)
+
+        hooks.install("store.prune:after_delete", start_using)
+        assert store.mounts.remove(mount)
+        users[0].result(10)
+    assert held == [True]
