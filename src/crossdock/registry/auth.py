@@ -179,6 +179,7 @@ class Authenticator:
         if login is not None and login.registry_token is not None:
             return _Token(_bearer_header(login.registry_token.reveal_str()), float("inf"))
         realm, service = challenge.parameters["realm"], challenge.parameters.get("service", "")
+        _check_address(endpoint, realm)
         if login is not None:
             _check_realm(endpoint, realm, self._exchange.origin_url(endpoint), insecure=insecure)
         ask = _TokenRequest(self._exchange, endpoint, realm, service, sorted(scopes), insecure, cancel)
@@ -287,6 +288,18 @@ class _TokenRequest(NamedTuple):
             status=status,
             hint="try again later, or ask whoever runs the registry",
             retryable=True,
+        )
+
+
+def _check_address(endpoint: Endpoint, realm: str) -> None:
+    try:
+        usable = urlsplit(realm).scheme in ("http", "https")
+    except ValueError:
+        usable = False
+    if not usable:
+        summary = f"{endpoint.domain}: the token server it names is not an HTTP address"
+        raise RegistryError(
+            summary, host=endpoint.domain, hint=f"check that {endpoint.address} is a container registry"
         )
 
 

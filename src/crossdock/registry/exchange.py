@@ -20,6 +20,7 @@ from crossdock.registry.transport import Origin, TransportFailure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from urllib.parse import SplitResult
 
     from crossdock.cancel import CancelToken
     from crossdock.registry.config import Endpoint, RegistryConfig
@@ -51,7 +52,7 @@ class RetryPolicy(NamedTuple):
 
 
 class RedirectRefused(Exception):
-    """A redirect that is not followed; the text says why."""
+    """An address given by a server that is not followed; the text says why."""
 
 
 class Outgoing(NamedTuple):
@@ -124,8 +125,9 @@ class Exchange:
         """Resolve a ``Location`` against the URL ``base`` that gave it; relative when it is the endpoint's own.
 
         A registry behind a TLS proxy may call itself ``http://``: its own host keeps the endpoint's scheme.
+        Raises: RedirectRefused when it is no address.
         """
-        url = urlsplit(quote(urljoin(base, location), safe=_SAFE))
+        url = _parsed(_joined(base, location))
         target = url.path + (f"?{url.query}" if url.query else "")
         own = urlsplit(self.origin_url(endpoint))
         same_host = url.hostname == own.hostname
@@ -146,8 +148,8 @@ class Exchange:
                 method = "GET"
             if method not in ("GET", "HEAD") and response.status not in (307, 308):
                 return response
-            target = urljoin(previous, response.header("location"))
             response.discard()
+            target = _joined(previous, response.header("location"))
             same = _origin_part(target) == _origin_part(previous)
             out = out if same else out._replace(authorization=None)
             response = self._send_url(out, target, headers, method, cancel, came_from=previous)
@@ -166,13 +168,10 @@ class Exchange:
         *,
         came_from: str = "",
     ) -> Response:
-        parts = urlsplit(quote(url, safe=_SAFE))
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            msg = f"the registry redirects to {redact(url)!r}, which is not an HTTP address"
-            raise RedirectRefused(msg)
+        parts = _parsed(url)
         downgrade = parts.scheme == "http" and came_from.startswith("https://")
-        if downgrade and not out.insecure and not is_loopback(parts.hostname):
-            msg = f"the registry redirects from TLS to plain HTTP at {parts.netloc}"
+        if downgrade and not out.insecure and not is_loopback(parts.hostname or ""):
+            msg = f"it leads from TLS to plain HTTP at {parts.netloc.rpartition('@')[2]}"
             raise RedirectRefused(msg)
         host, port = split_host(parts.netloc.rpartition("@")[2])
         tls = self.config.tls_for(parts.netloc.rpartition("@")[2], insecure=out.insecure)
@@ -264,11 +263,38 @@ def retry_after(response: Response) -> float | None:
 
 def redact(url: str) -> str:
     """Return a URL without user information and with the values of its query hidden."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "an unreadable address"
     names = [item.partition("=")[0] for item in parts.query.split("&") if item]
     query = "?" + "&".join(f"{name}=***" for name in names) if names else ""
     scheme = f"{parts.scheme}://" if parts.scheme else ""
     return f"{scheme}{parts.netloc.rpartition('@')[2]}{parts.path}{query}"
+
+
+def _joined(base: str, location: str) -> str:
+    try:
+        return urljoin(base, location)
+    except ValueError as exc:
+        msg = f"its location {location[:200]!r} is no address"
+        raise RedirectRefused(msg) from exc
+
+
+def _parsed(url: str) -> SplitResult:
+    """Split a URL that somebody else gave, with everything percent-encoded that needs it.
+
+    Raises: RedirectRefused when it is not an HTTP address.
+    """
+    try:
+        parts = urlsplit(quote(url, safe=_SAFE))
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return parts
+    except ValueError as exc:
+        msg = f"{redact(url)!r} is not an HTTP address"
+        raise RedirectRefused(msg) from exc
+    msg = f"{redact(url)!r} is not an HTTP address"
+    raise RedirectRefused(msg)
 
 
 def _base_url(origin: Origin) -> str:

@@ -149,7 +149,7 @@ class Session:
         except RedirectRefused as exc:
             from crossdock.registry.failures import protocol_error  # cold path
 
-            raise protocol_error(self.asked(request), f"cannot be followed: {exc}") from exc
+            raise protocol_error(self.asked(request), f"redirects where nobody can follow: {exc}") from exc
 
     def _transport_error(self, request: Request, failure: TransportFailure) -> RegistryError:
         from crossdock.registry.failures import from_transport  # cold path

@@ -13,6 +13,7 @@ import re
 from typing import TYPE_CHECKING
 
 from crossdock.errors import DigestMismatch, InternalError, RegistryError
+from crossdock.registry.exchange import RedirectRefused
 from crossdock.registry.failures import protocol_error
 from crossdock.registry.http1 import StreamBody
 from crossdock.registry.session import Request
@@ -231,7 +232,11 @@ class Upload:
         if not location:
             request = self._request("POST", response.url, self._scopes)
             raise protocol_error(self._session.asked(request), "began an upload without saying where")
-        return self._session.exchange.relative(self._endpoint, location, response.url)
+        try:
+            return self._session.exchange.relative(self._endpoint, location, response.url)
+        except RedirectRefused as exc:
+            request = self._request("POST", response.url, self._scopes)
+            raise protocol_error(self._session.asked(request), f"began an upload nowhere: {exc}") from exc
 
     def _own_path(self, repository: str) -> str:
         """Return the path of a repository of the same registry, ``""`` for others and the target itself."""

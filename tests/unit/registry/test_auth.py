@@ -266,6 +266,20 @@ def test_a_token_server_that_fails(
     assert "token server" in str(caught.value)
 
 
+@pytest.mark.parametrize("realm", ["http://[::1/t", "ftp://x/", "token", "file:///etc/passwd"])
+def test_a_token_server_without_an_address(server: ScriptedServer, make_client: Make, realm: str) -> None:
+    server.on("HEAD", PATH, Reply(401, headers={"www-authenticate": f'Bearer realm="{realm}"'}))
+    with pytest.raises(RegistryError, match="is not an HTTP address"):
+        resolve(make_client(logins={server.host: LOGIN}), server)
+
+
+@pytest.mark.parametrize("realm", ["http://:80/t", "http://h:99999/t", "http://"])
+def test_a_token_server_with_half_an_address(server: ScriptedServer, make_client: Make, realm: str) -> None:
+    server.on("HEAD", PATH, Reply(401, headers={"www-authenticate": f'Bearer realm="{realm}"'}))
+    with pytest.raises(RegistryError, match=r"token server .*is not an HTTP address"):
+        resolve(make_client(), server)
+
+
 def test_a_token_server_that_cannot_be_reached(server: ScriptedServer, make_client: Make) -> None:
     challenge = {"www-authenticate": 'Bearer realm="http://127.0.0.1:1/token"'}
     server.on("HEAD", PATH, Reply(401, headers=challenge))

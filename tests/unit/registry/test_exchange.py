@@ -150,6 +150,9 @@ def test_redirects_within_the_registry_keep_the_login(server: ScriptedServer, ma
     [
         (PATH, "more than 10 redirects"),
         ("ftp://files/x", "not an HTTP address"),
+        ("http://[::1/x", "is no address"),
+        ("http://host:99999/x", "not an HTTP address"),
+        ("http://host:0/x", "not an HTTP address"),
     ],
 )
 def test_redirects_that_lead_nowhere_are_errors(

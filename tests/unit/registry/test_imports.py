@@ -26,7 +26,18 @@ client.close()
 print(*sorted(sys.modules))
 """
 
-DEAR = ["urllib3", "ssl", "http.client", "email", "logging", "subprocess", "concurrent", "asyncio", "random"]
+DEAR = [
+    "urllib3",
+    "ssl",
+    "http.client",
+    "email",
+    "logging",
+    "subprocess",
+    "concurrent",
+    "asyncio",
+    "random",
+    "encodings.idna",
+]
 
 
 @pytest.fixture

@@ -86,6 +86,15 @@ def test_an_upload_without_a_location_is_an_error(server: ScriptedServer, client
         push(client, server)
 
 
+@pytest.mark.parametrize("location", ["http://[::1/x", "ftp://x/", "http://h:99999/"])
+def test_a_location_that_is_no_address_is_an_error(
+    server: ScriptedServer, client: RegistryClient, location: str
+) -> None:
+    server.on("POST", START, Reply(202, headers={"location": location}))
+    with pytest.raises(RegistryError, match="began an upload nowhere"):
+        push(client, server)
+
+
 def mount(result: Callable[[Got], Reply]) -> Callable[[Got], Reply]:
     return lambda got: result(got) if "mount=" in got.target else BEGUN
 
