@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crossdock.errors import LayerError
+from crossdock.image import gojson
 from crossdock.image.platform import Platform
 
 __all__ = ["Healthcheck", "History", "ImageConfig"]
@@ -107,7 +108,7 @@ class ImageConfig:
 
     def to_json(self) -> bytes:
         """Serialise; the same config always gives the same bytes."""
-        return json.dumps(self.to_dict(), separators=(",", ":"), ensure_ascii=False).encode()
+        return gojson.dumps(self.to_dict())
 
     def _config_dict(self) -> dict[str, Any]:
         pairs: tuple[tuple[str, Any], ...] = (

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from crossdock.errors import LayerError
-from crossdock.image import mediatypes
+from crossdock.image import gojson, mediatypes
 from crossdock.image.descriptor import Descriptor
 from crossdock.image.digest import sha256_digest
 from crossdock.image.platform import match_order
@@ -65,8 +65,8 @@ class Index:
 
 
 def dump_json(value: object) -> bytes:
-    """Serialise as BuildKit writes manifests: two-space indent, no trailing newline, no HTML escapes lost."""
-    return json.dumps(value, indent=2, ensure_ascii=False).encode()
+    """Serialise as BuildKit writes manifests: two-space indent, no trailing newline."""
+    return gojson.dumps(value, indent=2)
 
 
 def _loads(raw: bytes, where: str) -> dict[str, Any]:

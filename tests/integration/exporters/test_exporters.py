@@ -302,3 +302,91 @@ with open_engine() as engine:
     assert "gone" not in found
     assert found["keep/f"][:2] == (5, 6)
     assert found["keep/g"] == (5, 6, tarfile.LNKTYPE)
+
+
+@pytest.mark.needs("docker26")
+def test_the_bytes_are_those_of_buildkit(
+    build: Build, docker_engine_containerd: services.DockerEngine, tmp_path: Path
+) -> None:
+    """The same files, config and epoch give the same layer, config and manifest digests as a real BuildKit."""
+    context = tmp_path / "context"
+    tree_of = context / "t"
+    deep = tree_of / "/".join(["d" * 40] * 6)
+    deep.mkdir(parents=True)
+    for name in ("a", "a.b", "a-b", "é", "n" * 120):
+        (tree_of / name).write_text(name)
+    (deep / "file").write_bytes(bytes(3000))
+    (tree_of / "a").chmod(0o4755)
+    (tree_of / "link").symlink_to("x" * 140)
+    os.link(tree_of / "a", tree_of / "z")
+    for folder, folders, names in os.walk(tree_of, topdown=False):
+        for name in [*folders, *names]:
+            stamp = (10**18, 1_400_000_000_987_654_321)
+            os.utime(os.path.join(folder, name), ns=stamp, follow_symlinks=False)
+    os.utime(tree_of, (1_400_000_000, 1_400_000_000))
+    (context / "Dockerfile").write_text(
+        'FROM scratch\nCOPY t /\nLABEL l="<&>"\nENV B=c\nCMD ["sh", "-c", "a && b"]\nVOLUME /v\n'
+    )
+    theirs, ours = tmp_path / "theirs.tar", tmp_path / "ours.tar"
+    _buildx(docker_engine_containerd, context, tmp_path, f"type=oci,dest={theirs},compression=uncompressed")
+    index, manifest, config = _image_of(theirs)
+    for entry in config["history"]:
+        entry.pop("created")
+    said = build(
+        """
+import shutil
+with open_engine() as engine:
+    layers = engine.store.layers
+    with layers.new(engine.lease, kind="file", description="COPY t /") as new:
+        shutil.copytree(tree, new.fs, symlinks=True, dirs_exist_ok=True)
+        (new.fs / "z").unlink()
+        os.link(new.fs / "a", new.fs / "z")
+        for folder, folders, names in os.walk(new.fs, topdown=False):
+            for name in [*folders, *names]:
+                stamp = (0, 1_400_000_000_987_654_321)
+                os.utime(os.path.join(folder, name), ns=stamp, follow_symlinks=False)
+        layer = new.commit()
+    parsed = ImageConfig.from_json(config.encode(), "config")
+    built = [PlatformImage(parsed.platform, [layer], parsed)]
+    attrs = {"dest": dest, "compression": "uncompressed"}
+    say(**export(engine, built, ("oci", attrs), epoch_s=1_500_000_000).merged)
+""",
+        tree=tree_of,
+        config=json.dumps(config),
+        dest=ours,
+    )
+    our_index, our_manifest, our_config = _image_of(ours)
+    assert our_manifest["layers"] == manifest["layers"]
+    assert our_config["rootfs"] == _image_of(theirs)[2]["rootfs"]
+    assert our_manifest["config"] == manifest["config"]
+    assert our_index["manifests"] == index["manifests"]
+    assert said["containerimage.digest"] == index["manifests"][0]["digest"]
+
+
+def _buildx(engine: services.DockerEngine, context: Path, home: Path, output: str) -> None:
+    import shutil
+    import subprocess
+
+    assert engine.client is not None
+    assert engine.plugins is not None
+    (home / "config/cli-plugins").mkdir(parents=True)
+    shutil.copy(engine.plugins / "docker-buildx", home / "config/cli-plugins/docker-buildx")
+    environment = {**os.environ, "DOCKER_HOST": engine.address, "DOCKER_CONFIG": str(home / "config")}
+    epoch = "--build-arg=SOURCE_DATE_EPOCH=1500000000"
+    command = [engine.client, "buildx", "build", "--provenance=false", epoch, "-o", output, context]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def _image_of(archive: Path) -> tuple[Any, Any, Any]:
+    with tarfile.open(archive) as opened:
+
+        def read(name: str) -> Any:
+            return json.load(opened.extractfile(name))  # type: ignore[arg-type]
+
+        def blob(digest: str) -> Any:
+            return read(f"blobs/sha256/{digest.partition(':')[2]}")
+
+        index = read("index.json")
+        manifest = blob(index["manifests"][0]["digest"])
+        return index, manifest, blob(manifest["config"]["digest"])

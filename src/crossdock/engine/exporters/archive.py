@@ -8,7 +8,6 @@ Spec: image-spec 1.1, image-layout.md; containerd ``core/images/archive/exporter
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +18,7 @@ from crossdock.engine.exporters.history import format_time
 from crossdock.engine.exporters.parallel import run_parallel
 from crossdock.engine.exporters.response import image_response
 from crossdock.errors import ExportError, UsageError
+from crossdock.image import gojson
 from crossdock.image.digest import digest_hex
 from crossdock.image.mediatypes import OCI_INDEX
 from crossdock.image.reference import parse_reference
@@ -161,7 +161,7 @@ def layout_index(entries: Sequence[Descriptor]) -> bytes:
         "mediaType": OCI_INDEX,
         "manifests": [entry.to_json() for entry in entries],
     }
-    return json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode()
+    return gojson.dumps(data)
 
 
 class _Member(NamedTuple):
@@ -218,7 +218,7 @@ def _docker_manifest(image: BuiltImage, names: Sequence[str]) -> bytes:
         "RepoTags": [parse_reference(name).familiar for name in names] or None,
         "Layers": [_blob_path(layer) for layer in one.manifest.layers],
     }
-    return json.dumps([data], separators=(",", ":")).encode()
+    return gojson.dumps([data])
 
 
 def _blob_path(blob: Descriptor) -> str:
