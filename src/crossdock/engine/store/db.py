@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA_VERSION", "Database"]
 
 #: ``PRAGMA user_version`` of a database this version reads and writes
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _BUSY_TIMEOUT_S = 60.0
 #: to what the write-ahead log shrinks after a large transaction
@@ -62,7 +62,7 @@ CREATE INDEX keys_by_canonical ON keys(canonical);
 CREATE TABLE mounts(
   id TEXT PRIMARY KEY, name TEXT NOT NULL, description TEXT NOT NULL, size_bytes INTEGER NOT NULL,
   measured_ns INTEGER NOT NULL, created_ns INTEGER NOT NULL, used_ns INTEGER NOT NULL,
-  uses INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+  uses INTEGER NOT NULL DEFAULT 0, record_type TEXT NOT NULL DEFAULT 'exec.cachemount') WITHOUT ROWID;
 CREATE TABLE images(
   name TEXT PRIMARY KEY, digest TEXT NOT NULL, descriptor TEXT NOT NULL, created_ns INTEGER NOT NULL,
   updated_ns INTEGER NOT NULL) WITHOUT ROWID;
@@ -71,8 +71,10 @@ CREATE TABLE image_blobs(
 CREATE INDEX image_blobs_by_digest ON image_blobs(digest);
 """
 
-# Schema steps: version they start from -> statements. Empty until there is a version 2.
-_MIGRATIONS: dict[int, str] = {}
+# Schema steps: version they start from -> statements.
+_MIGRATIONS: dict[int, str] = {
+    1: "ALTER TABLE mounts ADD COLUMN record_type TEXT NOT NULL DEFAULT 'exec.cachemount'",
+}
 
 
 class Database:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from crossdock.engine.store.db import Database
     from crossdock.engine.store.layout import Layout
     from crossdock.engine.store.leases import Lease
+    from crossdock.engine.store.records import RecordType
     from crossdock.engine.store.removal import Trash
 
 __all__ = ["CacheMounts", "Sharing", "mount_id"]
@@ -61,17 +62,19 @@ class CacheMounts:
         namespace: str = "",
         base: str = "",
         fill: Callable[[Path], None] | None = None,
+        record_type: RecordType = "exec.cachemount",
     ) -> Iterator[Path]:
         """Yield the directory of the cache mount ``name`` and keep it in use for the block.
 
-        ``namespace`` and ``base`` (names the file system it starts from) make it another mount. ``fill`` gets the new directory
-        (mode 0755) once. A ``locked`` mount in use is waited for; a ``private`` one in use gets a sibling.
+        ``namespace`` and ``base`` (names the file system it starts from) make it another mount. ``fill`` gets the
+        new directory (mode 0755) once. ``record_type`` is what `du` and `prune` call it. A ``locked`` mount in use
+        is waited for; a ``private`` one in use gets a sibling.
         Raises: StoreFull, StoreError; what ``fill`` raises; the token's cause.
         """
         key = ""
         try:
             with self._locked(lease, mount_id(name, namespace, base), sharing, fill, cancel) as key:
-                self._note(key, name)
+                self._note(key, name, record_type)
                 yield self.directory(key)
         except StoreFull:
             if key and key not in self.ids():
@@ -179,14 +182,14 @@ class CacheMounts:
                 self._trash.delete(home)
                 raise
 
-    def _note(self, key: str, name: str) -> None:
+    def _note(self, key: str, name: str, record_type: RecordType) -> None:
         now = time.time_ns()
         with self._db.transaction() as tx:
             tx.execute(
-                "INSERT INTO mounts(id, name, description, size_bytes, measured_ns, created_ns, used_ns, uses)"
-                " VALUES(?,?,?,0,0,?,?,1)"
+                "INSERT INTO mounts(id, name, description, size_bytes, measured_ns, created_ns, used_ns, uses, record_type)"
+                " VALUES(?,?,?,0,0,?,?,1,?)"
                 " ON CONFLICT(id) DO UPDATE SET measured_ns=0, used_ns=excluded.used_ns, uses=uses+1",
-                (key, name, f"cached mount {name}", now, now),
+                (key, name, f"cached mount {name}", now, now, record_type),
             )
 
 

@@ -173,8 +173,8 @@ def _loose_blobs(store: Store, live: frozenset[str], images: dict[str, str]) -> 
 
 def _mounts(store: Store, sizes: dict[str, int]) -> list[UsageRecord]:
     found = []
-    for mount, text, size, created, used, uses in store.db.all(
-        "SELECT id, description, size_bytes, created_ns, used_ns, uses FROM mounts"
+    for mount, text, size, created, used, uses, record_type in store.db.all(
+        "SELECT id, description, size_bytes, created_ns, used_ns, uses, record_type FROM mounts"
     ):
         in_use = store.mounts.in_use(mount)
         found.append(
@@ -188,7 +188,7 @@ def _mounts(store: Store, sizes: dict[str, int]) -> list[UsageRecord]:
                 last_used_ns=used,
                 usage_count=uses,
                 description=text,
-                record_type="exec.cachemount",
+                record_type=record_type,
                 shared=False,
                 kept="in use by a running build" if in_use else "",
             )

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from crossdock.engine.store import Store, default_root, layout
 from crossdock.errors import StoreError
+
+if TYPE_CHECKING:
+    from crossdock.cancel import CancelToken
 
 
 @pytest.mark.parametrize(
@@ -139,3 +145,33 @@ def test_network_file_systems_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_file_system_type_is_that_of_the_innermost_mount() -> None:
     assert layout.filesystem_type(Path("/proc/self")) == "proc"
     assert layout.filesystem_type(Path("/")) != "unknown"
+
+
+def test_an_older_database_is_brought_up_to_date(tmp_path: Path, cancel: CancelToken) -> None:
+    """``schema-1.sql`` is what the first version made; never change it."""
+    with Store.open(tmp_path / "new") as store:
+        wanted = schema(store)
+    Store.open(tmp_path / "s").close()
+    for path in (tmp_path / "s").glob("metadata.sqlite*"):
+        path.unlink()
+    with closing(sqlite3.connect(tmp_path / "s/metadata.sqlite")) as old:
+        old.execute("PRAGMA journal_mode=WAL")
+        old.executescript(Path(__file__).with_name("schema-1.sql").read_text())
+        old.execute("INSERT INTO mounts VALUES('m','/cache','cached mount /cache',5,1,1,1,1)")
+        old.execute("PRAGMA user_version=1")
+        old.commit()
+    (tmp_path / "s/mounts/m/fs").mkdir(parents=True)
+    with Store.open(tmp_path / "s") as store, store.lease() as lease:
+        assert schema(store) == wanted
+        (record,) = store.disk_usage()
+        assert (record.id, record.record_type) == ("m", "exec.cachemount")
+        with store.mounts.use(
+            lease, name="n", sharing="shared", cancel=cancel, record_type="source.git.checkout"
+        ):
+            pass
+        assert {r.record_type for r in store.disk_usage()} == {"exec.cachemount", "source.git.checkout"}
+
+
+def schema(store: Store) -> dict[str, list[object]]:
+    tables = [name for (name,) in store.db.all("SELECT name FROM sqlite_master WHERE type='table'")]
+    return {name: store.db.all(f"PRAGMA table_info({name})") for name in tables}
