@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from crossdock.errors import NotSupported, PlatformNotOffered
+from crossdock.errors import PlatformNotOffered
 from crossdock.image.platform import local_platform, match_order
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def run_build(
 ) -> BuildResult:
     """Route a request and run it.
 
-    Raises: PlatformNotOffered; NotSupported when platforms are spread over several nodes; what the driver raises.
+    Platforms spread over several nodes are built at once and merged. Raises: PlatformNotOffered; what drivers raise.
     """
     request = _with_default_platform(group, with_default_outputs(group, request))
     if len(nodes) == 1:
@@ -42,11 +42,16 @@ def run_build(
         check_fixed(group, node, request.platforms)
         return driver.build(request, sink, cancel)
     wanted = request.platforms or (local_platform(),)
-    chosen = {id(d): d for d in (_node_for(group, nodes, p, cancel) for p in wanted)}
-    if len(chosen) > 1:
-        summary = "the platforms are offered by different nodes, and merging their results is not supported"
-        raise NotSupported(summary, hint="build them one by one, or on a node that offers them all")
-    return next(iter(chosen.values())).build(request, sink, cancel)
+    shares: dict[int, tuple[Driver, list[Platform]]] = {}
+    known = _Known(cancel)
+    for platform in wanted:
+        driver = _node_for(group, nodes, platform, known)
+        shares.setdefault(id(driver), (driver, []))[1].append(platform)
+    if len(shares) == 1:
+        return next(iter(shares.values()))[0].build(request, sink, cancel)
+    from crossdock.builders.merge import build_on_nodes
+
+    return build_on_nodes([(d, tuple(ps)) for d, ps in shares.values()], request, sink, cancel)
 
 
 def with_default_outputs(group: NodeGroup, request: BuildRequest) -> BuildRequest:
@@ -102,15 +107,32 @@ def check_fixed(group: NodeGroup, node: Node, platforms: Sequence[Platform]) -> 
         )
 
 
+class _Known:
+    """What nodes offer, each asked once."""
+
+    def __init__(self, cancel: CancelToken) -> None:
+        self._cancel = cancel
+        self._platforms: dict[int, tuple[Platform, ...]] = {}
+
+    def platforms(self, driver: Driver) -> tuple[Platform, ...]:
+        """Everything a node can run, its own architecture first."""
+        if id(driver) not in self._platforms:
+            self._platforms[id(driver)] = driver.info(self._cancel).platforms
+        return self._platforms[id(driver)]
+
+
 def _node_for(
-    group: NodeGroup, nodes: Sequence[tuple[Node, Driver]], platform: Platform, cancel: CancelToken
+    group: NodeGroup, nodes: Sequence[tuple[Node, Driver]], platform: Platform, known: _Known
 ) -> Driver:
-    """Prefer a node that was given the platform, then one that offers it."""
+    """Prefer a node that was given the platform, then one whose own it is, then one that can emulate it."""
     for node, driver in nodes:
         if any(_offers(p, platform) for p in node.platforms):
             return driver
-    for _, driver in nodes:
-        if any(_offers(p, platform) for p in driver.info(cancel).platforms):
+    offering = [d for _, d in nodes if any(_offers(p, platform) for p in known.platforms(d))]
+    for driver in offering:
+        if known.platforms(driver)[0].architecture == platform.architecture:
             return driver
+    if offering:
+        return offering[0]
     summary = f"no node of builder {group.name!r} offers {platform}"
     raise PlatformNotOffered(summary, hint=f"`inspect {group.name} --bootstrap` lists what its nodes offer")
