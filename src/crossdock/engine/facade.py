@@ -18,7 +18,7 @@ from crossdock.engine.cache.view import resolve
 from crossdock.engine.facade_parts import Access, FileInfo, LazyClient, file_info
 from crossdock.engine.solver import OpContext, Scheduler
 from crossdock.engine.store import Store
-from crossdock.errors import SolveError, UsageError
+from crossdock.errors import SolveError, UsageError, translate
 from crossdock.image.platform import local_platform
 
 if TYPE_CHECKING:
@@ -156,36 +156,45 @@ class Engine:
         Raises: SolveError and its kin with the vertex; ContextError; RegistryError; SandboxError; StoreFull;
         NotSupported; the token's cause.
         """
-        from crossdock.engine.facade_solve import ProgressWatcher, display_name, load_graph
         from crossdock.engine.sources.local import LocalSources
 
-        wanted = [request for request in requests if request is not None]
         locals_ = LocalSources(inputs.locals, self.store)
         with self._lock:
             self._solving += 1
-        env = self._env(inputs)
         try:
-            graph = load_graph(
-                wanted, env=env, locals_=locals_, images=self._image_source, nonce=os.urandom(8).hex()
-            )
-            for vertex, node in graph.nodes.items():
-                self._keys.names[vertex.partition("!")[0]] = display_name(node)
-            watcher = ProgressWatcher(graph, sink)
-            watcher.announce()
-            try:
-                results = self._scheduler.solve(graph.specs, graph.outputs, watcher=watcher, cancel=cancel)
-            except BaseException as exc:
-                watcher.cancelled(exc)
-                raise
-            refs = iter(
-                [
-                    _final(result, env, vertex, OpContext(cancel, sink))
-                    for result, (vertex, _) in zip(results, graph.outputs, strict=True)
-                ]
-            )
+            wanted = [request for request in requests if request is not None]
+            refs = iter(self._solve(wanted, self._env(inputs), locals_, sink, cancel))
         finally:
             self._retire(locals_)
         return [SCRATCH if request is None else next(refs) for request in requests]
+
+    def _solve(
+        self,
+        wanted: Sequence[Output],
+        env: OpEnv,
+        locals_: LocalSources,
+        sink: EventSink,
+        cancel: CancelToken,
+    ) -> list[Ref]:
+        from crossdock.engine.facade_solve import ProgressWatcher, display_name, load_graph
+
+        graph = load_graph(
+            wanted, env=env, locals_=locals_, images=self._image_source, nonce=os.urandom(8).hex()
+        )
+        for vertex, node in graph.nodes.items():
+            self._keys.names[vertex.partition("!")[0]] = display_name(node)
+        watcher = ProgressWatcher(graph, sink)
+        watcher.announce()
+        try:
+            with translate({OSError: _os_error}):
+                results = self._scheduler.solve(graph.specs, graph.outputs, watcher=watcher, cancel=cancel)
+        except BaseException as exc:
+            watcher.cancelled(exc)
+            raise
+        return [
+            _final(result, env, vertex, OpContext(cancel, sink))
+            for result, (vertex, _) in zip(results, graph.outputs, strict=True)
+        ]
 
     def resolve_image_config(
         self, ref: str, *, platform: Platform, mode: str = "default", sink: EventSink, cancel: CancelToken
@@ -415,6 +424,10 @@ def _final(result: Result, env: OpEnv, vertex: str, ctx: OpContext) -> Ref:
         return result
     summary = "a solve gave no file system"
     raise SolveError(summary, vertex=vertex)
+
+
+def _os_error(exc: BaseException) -> SolveError:
+    return SolveError(f"the system refused a part of the build: {exc}")
 
 
 def _cpus() -> int:

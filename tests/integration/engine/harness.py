@@ -124,6 +124,8 @@ class Worker:
     def finish(self, process: subprocess.Popen[str], timeout_s: float = 60) -> list[dict[str, Any]]:
         out, err = process.communicate(timeout=timeout_s)
         assert process.returncode == 0, err
+        # An error in a thread of its own ends only that thread.
+        assert "Traceback" not in err, err
         return [json.loads(line) for line in out.splitlines()]
 
     def run(self, body: str) -> dict[str, Any]:

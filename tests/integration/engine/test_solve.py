@@ -192,6 +192,53 @@ def test_cache_mounts_keep_their_files_and_stay_out_of_layers(worker):
     assert worker.run(body) == {"log": "2", "cache": []}
 
 
+def test_a_step_may_mount_one_locked_cache_twice(worker):
+    said = worker.run(
+        """
+        with open_engine() as engine:
+            sink = Sink()
+            option = CacheOpt(id="one", sharing=CacheSharing.LOCKED)
+            mounts = [Mount(dest=d, mount_type=MountType.CACHE, cache_opt=option) for d in ("/a", "/b")]
+            solve(engine, run(base(), "echo x > /a/f; cat /b/f", mounts=mounts), sink=sink)
+            say(log=sink.log)
+        """
+    )
+    assert said["log"] == "x\n"
+
+
+def test_solves_at_once_share_steps_and_one_that_ends_does_not_hurt_the_other(worker):
+    for n in range(300):
+        (worker.context / f"f{n}").write_text(str(n) * 1000)
+    said = worker.run(
+        """
+        from crossdock.errors import Cancelled
+        results = []
+        with open_engine() as engine:
+            solve(engine, base())
+            tokens = [CancelToken() for _ in range(4)]
+            def one(n):
+                out = run(copied(local(), "/", "/data", onto=base()), "sleep 1; cat /proc/sys/kernel/random/uuid > /id")
+                try:
+                    (ref,) = solve(engine, out, cancel=tokens[n])
+                    results.append(text(engine, ref, "/id"))
+                except Cancelled:
+                    results.append("cancelled")
+                except CrossdockError as exc:
+                    results.append(repr(exc) + str(exc.detail))
+            threads = [threading.Thread(target=one, args=(n,)) for n in range(4)]
+            for n, thread in enumerate(threads):
+                thread.start()
+                time.sleep(0.05)
+            tokens[0].cancel()
+            for thread in threads:
+                thread.join()
+        say(results=sorted(results))
+        """
+    )
+    cancelled, *ids = sorted(said["results"], key=lambda text: text != "cancelled")
+    assert (cancelled, len(ids), len(set(ids))) == ("cancelled", 3, 1), said
+
+
 def test_tmpfs_and_no_network(worker):
     said = worker.run(
         """

@@ -10,7 +10,6 @@ Spec: tonistiigi/fsutil ``walker.go``, ``filter.go`` and moby/buildkit's filesyn
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 import threading
@@ -21,7 +20,7 @@ from crossdock.engine.cache.beneath import open_beneath
 from crossdock.engine.cache.layerview import hash_fd, read_xattrs
 from crossdock.engine.cache.parallel import for_chunks
 from crossdock.engine.cache.view import Node
-from crossdock.errors import ContextError, StoreFull
+from crossdock.errors import ContextError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,12 +60,6 @@ class LocalView:
             summary = f"cannot read the directory {root}: {exc.strerror}"
             raise ContextError(summary) from exc
         self._root = Node("", "", os.fstat(self._fd), 0, 0, "")
-
-    def save(self) -> None:
-        """Remember what was learned of unchanged files. A store without room for it loses time, not the build."""
-        with self._lock, contextlib.suppress(StoreFull):
-            if self._table is not None:
-                self._table.save()
 
     def close(self) -> None:
         """Give the directory up; idempotent."""

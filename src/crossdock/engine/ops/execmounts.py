@@ -56,6 +56,8 @@ class ExecMounts:
         self.secrets: list[Secret] = []
         #: output number -> what becomes it: a state, or a base and the layer written on top
         self._outputs: dict[int, tuple[Ref, NewLayer | None]] = {}
+        #: cache mounts in use by name and base: a step that mounts one twice must not wait for itself
+        self._caches: dict[tuple[str, str], Path] = {}
 
     def prepare(self) -> None:
         """Mount everything. Raises: SolveError, SandboxError, StoreFull, the token's cause."""
@@ -121,16 +123,19 @@ class ExecMounts:
             upper = Upper([], directory, lenient_owner=env.lenient_owner)
             copy_tree(view, upper, CopyOptions(), self._ctx.cancel)
 
-        path = self.mounted.enter_context(
-            env.store.mounts.use(
-                env.lease,
-                name=mount.cache_opt.id or mount.dest,
-                sharing=_SHARING[mount.cache_opt.sharing],
-                cancel=self._ctx.cancel,
-                base=",".join(base.layers),
-                fill=fill if base.layers else None,
+        key = (mount.cache_opt.id or mount.dest, ",".join(base.layers))
+        path = self._caches.get(key)
+        if path is None:
+            path = self._caches[key] = self.mounted.enter_context(
+                env.store.mounts.use(
+                    env.lease,
+                    name=key[0],
+                    sharing=_SHARING[mount.cache_opt.sharing],
+                    cancel=self._ctx.cancel,
+                    base=key[1],
+                    fill=fill if base.layers else None,
+                )
             )
-        )
         source = self._select(path, mount)
         self.mounts.append(BindMount(source=source, dest=self._dest(mount), readonly=mount.readonly))
 

@@ -288,7 +288,8 @@ class Scheduler:
     def _tell(self, command: Notify | FinishJob) -> None:
         if isinstance(command, Notify):
             for job_id in command.jobs:
-                if (job := self._job(job_id)) is not None:
+                # A job is a party also to what leads its own vertices, which it does not know.
+                if (job := self._job(job_id)) is not None and command.vertex in job.ids:
                     job.watcher.notify(command.vertex, command.what, command.error)
         elif (job := self._job(command.job)) is not None:
             job.results = command.results
@@ -343,7 +344,8 @@ class Scheduler:
             return RunDone(command.token, tuple(command.op.execute(command.inputs, ctx)))
         with self._cache.exclusive(key, ctx.cancel):
             found = self._cache.lookup(key) if command.recheck else None
-            results = found.results if found is not None else None
+            # Under another canonical key it would be a result that our users are not keyed by.
+            results = found.results if found is not None and found.canonical == key else None
             cached = results is not None
             if results is None:
                 results = tuple(command.op.execute(command.inputs, ctx))

@@ -6,6 +6,7 @@ transfer files between machines or name sessions, which is not done here.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from crossdock.engine.cache.refs import LocalTree
 from crossdock.engine.ops.base import BaseOp
 from crossdock.engine.solver import CacheMap, KeyHasher
-from crossdock.errors import ContextError, SolveError
+from crossdock.errors import ContextError, SolveError, StoreFull
 from crossdock.llb.ops import SourceOp
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from crossdock.engine.ops.env import OpEnv
     from crossdock.engine.solver import OpContext, Result
     from crossdock.engine.store import Store
+    from crossdock.engine.store.statcache import StatTable
     from crossdock.llb.graph import Node
 
 __all__ = ["LocalSolverOp", "LocalSources"]
@@ -45,6 +47,8 @@ class LocalSources:
         # Guards _views.
         self._lock = threading.Lock()
         self._views: dict[tuple[str, tuple[str, ...], tuple[str, ...]], LocalView] = {}
+        #: by real path: the same folder may be "context" and "dockerfile"
+        self._tables: dict[str, StatTable] = {}
 
     def view(self, name: str, include: tuple[str, ...], exclude: tuple[str, ...]) -> LocalView:
         """Return a view of a directory; the same one for the same patterns.
@@ -62,15 +66,18 @@ class LocalSources:
             key = (name, include, exclude)
             view = self._views.get(key)
             if view is None:
-                table = self._store.stats.load(os.path.realpath(root))
+                real = os.path.realpath(root)
+                table = self._tables.get(real)
+                if table is None:
+                    table = self._tables[real] = self._store.stats.load(real)
                 view = self._views[key] = LocalView(root, path_filter(include, exclude), table)
         return view
 
     def save(self) -> None:
-        """Remember which files were unchanged, for the next solve."""
-        with self._lock:
-            for view in self._views.values():
-                view.save()
+        """Remember which files were unchanged, for the next solve; a full store loses time, not the build."""
+        with self._lock, contextlib.suppress(StoreFull):
+            for table in self._tables.values():
+                table.save()
 
     def close(self) -> None:
         """Give the directories up, when no op uses them any more; idempotent."""

@@ -134,9 +134,10 @@ def test_unchanged_files_are_not_read_again(tmp_path, open_view, monkeypatch):
     root = tmp_path / "ctx"
     root.mkdir()
     old(make(root, "a=1", "d/b=2"))
-    first = open_view(root, table=StatTable(tmp_path / "stat"))
+    table = StatTable(tmp_path / "stat")
+    first = open_view(root, table=table)
     digest = content_digest(first, [Selector()], CancelToken())
-    first.save()
+    table.save()
     second = open_view(root, table=StatTable(tmp_path / "stat"))
     monkeypatch.setattr(LocalView, "open", lambda *_: pytest.fail("read again"))
     assert content_digest(second, [Selector()], CancelToken()) == digest
@@ -147,9 +148,10 @@ def test_a_change_with_the_same_size_and_mtime_is_noticed(tmp_path, open_view):
     root.mkdir()
     old(make(root, "a=1"))
     before = (root / "a").stat()
-    first = open_view(root, table=StatTable(tmp_path / "stat"))
+    table = StatTable(tmp_path / "stat")
+    first = open_view(root, table=table)
     digest = content_digest(first, [Selector()], CancelToken())
-    first.save()
+    table.save()
     (root / "a").write_text("2")
     os.utime(root / "a", ns=(before.st_atime_ns, before.st_mtime_ns))
     second = open_view(root, table=StatTable(tmp_path / "stat"))
@@ -160,9 +162,10 @@ def test_a_file_written_just_before_is_not_believed_next_time(tmp_path, open_vie
     root = tmp_path / "ctx"
     root.mkdir()
     make(root, "a=1")
-    first = open_view(root, table=StatTable(tmp_path / "stat"))
+    table = StatTable(tmp_path / "stat")
+    first = open_view(root, table=table)
     content_digest(first, [Selector()], CancelToken())
-    first.save()
+    table.save()
     assert len(StatTable(tmp_path / "stat")) == 0
 
 

@@ -185,3 +185,24 @@ def test_closing_ends_what_runs(cache):
     scheduler.close(5)
     thread.join(5)
     assert isinstance(box["error"], Cancelled)
+
+
+def test_a_watcher_hears_of_its_own_vertices_only(scheduler):
+    ops = [FakeOp("one", key="same"), FakeOp("two", key="same")]
+    ops[0].gate = threading.Event()
+    watchers = [Watcher(), Watcher()]
+    first, _ = in_thread(
+        lambda: scheduler.solve([vertex(ops[0])], [("one", 0)], watcher=watchers[0], cancel=CancelToken())
+    )
+    assert ops[0].started.wait(5)
+    second, box = in_thread(
+        lambda: scheduler.solve([vertex(ops[1])], [("two", 0)], watcher=watchers[1], cancel=CancelToken())
+    )
+    while ops[1].cache_map_calls == 0:
+        threading.Event().wait(0.005)
+    ops[0].gate.set()
+    first.join(5)
+    second.join(5)
+    assert box["value"] == ("one:0()",)
+    assert ops[1].exec_calls == 0
+    assert {name for name, _ in watchers[1].notes} == {"two"}
