@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["ByteSink", "LayerSink", "OutputFailed", "SinkResult", "usable_cores"]
 
 _PLAIN_BLOCK = 1 << 20
+_CANCEL_INTERVAL_S = 0.2
 
 
 class ByteSink(Protocol):
@@ -198,7 +199,8 @@ class LayerSink:
 
     def _submit(self, block: memoryview) -> None:
         self._cancel.check()
-        self._slots.acquire()
+        while not self._slots.acquire(timeout=_CANCEL_INTERVAL_S):
+            self._cancel.check()
         if self._error is not None:
             raise self._error
         job = _Job(block)

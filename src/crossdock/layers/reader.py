@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["TarEntry", "TarReader"]
 
 _MAX_EXTENSION = 1 << 20  # as Go: a PAX header or long name larger than this is an attack
+_MAX_GLOBALS = 1000
 _MAX_SIZE = 1 << 62
 _ZERO = bytes(BLOCK)
 _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
@@ -104,6 +105,8 @@ class TarReader:
                 records = _parse_records(self._extension(header), self._number)
             elif kind == b"g":
                 self._globals.update(_parse_records(self._extension(header), self._number))
+                if len(self._globals) > _MAX_GLOBALS:
+                    self._fail("has too many global records")
             elif kind == b"L":
                 long_name = self._extension(header).partition(b"\x00")[0]
             elif kind == b"K":

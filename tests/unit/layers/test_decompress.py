@@ -116,16 +116,17 @@ def test_skippable_zstd_frames_are_skipped() -> None:
     assert decompressor(io.BytesIO(data)).read() == b"data"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_bomb_comes_in_bounded_pieces(kind: str) -> None:
-    data = COMPRESSORS[kind](bytes(300 << 20))
-    reader = decompressor(io.BytesIO(data))
+@pytest.mark.parametrize(
+    ("kind", "size", "limit"), [*((k, 40, 1) for k in KINDS[:1] + KINDS[2:]), ("zstd", 200, 128)]
+)
+def test_a_bomb_comes_in_bounded_pieces(kind: str, size: int, limit: int) -> None:
+    reader = decompressor(io.BytesIO(COMPRESSORS[kind](bytes(size << 20))))
     largest = total = 0
     while part := reader.read(1 << 30):
         largest = max(largest, len(part))
         total += len(part)
-    assert total == 300 << 20
-    assert largest <= (128 << 20)
+    assert total == size << 20
+    assert largest <= limit << 20
 
 
 def test_short_streams_are_plain() -> None:

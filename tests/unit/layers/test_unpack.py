@@ -448,6 +448,45 @@ def test_archives_are_recognised_by_content(make_tar: Make) -> None:
         assert not is_archive(io.BytesIO(bad))
 
 
+# anything at all
+
+words = st.sampled_from(["a", "b", "c", "..", ".", "", ".wh.a", ".wh..wh..opq", "secret"])
+paths = st.lists(words, min_size=1, max_size=4).map("/".join)
+kinds = st.sampled_from([tarfile.REGTYPE, tarfile.DIRTYPE, SYM, LNK, tarfile.FIFOTYPE, tarfile.CHRTYPE])
+
+
+@given(
+    st.lists(st.tuples(paths, kinds, st.one_of(paths, paths.map(lambda p: "/" + p))), max_size=10),
+    st.sampled_from(["overlay", "apply", "plain"]),
+)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_no_sequence_of_entries_leaves_the_directory(
+    tmp_path_factory: pytest.TempPathFactory, make_tar: Make, entries: Any, whiteouts: str
+) -> None:
+    base = tmp_path_factory.mktemp("any")
+    (base / "secret").write_text("secret")
+    (base / "a").mkdir()
+    before = {path: os.lstat(base / path) for path in ("secret", "a")}
+    out = base / "out"
+    if whiteouts != "overlay":  # those two meet what is there already
+        (out / "b").mkdir(parents=True)
+        (out / "c").symlink_to("../a")
+        (out / "b" / "a").symlink_to(base)
+    data = make_tar([(name, {"type": kind, "linkname": target}) for name, kind, target in entries])
+    options = UnpackOptions(whiteouts=whiteouts, ignore_chown_errors=os.geteuid() != 0)
+    try:
+        unpack_layer(io.BytesIO(data), out, options=options, cancel=CancelToken())
+    except LayerError as exc:
+        assert exc.summary  # noqa: PT017  refusing is as good as unpacking
+    assert sorted(os.listdir(base)) == ["a", "out", "secret"]
+    assert os.listdir(base / "a") == []
+    assert (base / "secret").read_text() == "secret"
+    for path, old in before.items():
+        new = os.lstat(base / path)
+        kept = ("st_mode", "st_nlink", "st_uid", "st_mtime_ns", "st_ctime_ns")
+        assert [getattr(new, field) for field in kept] == [getattr(old, field) for field in kept]
+
+
 # round trips
 
 component = st.text(
