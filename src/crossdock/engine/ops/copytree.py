@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from crossdock.engine.cache.checksum import not_found
 from crossdock.engine.cache.localview import LocalView
 from crossdock.engine.cache.parallel import for_chunks
-from crossdock.engine.cache.select import expand, path_filter, walk
+from crossdock.engine.cache.select import expand, has_wildcard, path_filter, walk
 from crossdock.engine.cache.view import split_path
 from crossdock.engine.ops.upper import Owner, set_xattrs
 from crossdock.errors import SolveError
@@ -97,7 +97,7 @@ def copy(
             raise SolveError(summary)
     matches = expand(source, action.src, wildcard=action.allow_wildcard, follow=action.follow_symlink)
     if not matches:
-        if action.allow_wildcard and action.allow_empty_wildcard:
+        if action.allow_wildcard and action.allow_empty_wildcard and has_wildcard(action.src):
             return
         raise not_found(action.src, source)
     for match in matches:

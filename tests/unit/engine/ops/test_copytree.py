@@ -161,6 +161,11 @@ def test_an_empty_wildcard_may_be_allowed(tmp_path, source):
     assert run(tmp_path, source, "z*", "/x", allow_empty_wildcard=True) == {}
 
 
+def test_a_plain_path_must_exist_even_then(tmp_path, source):
+    with pytest.raises(SolveError, match="not found"):
+        run(tmp_path, source, "zzz", "/x", allow_empty_wildcard=True)
+
+
 def test_replacing_whatever_is_there(tmp_path, source):
     result = run(
         tmp_path, source, "d", "/x", existing=("x/a/deep/", "x/e"), always_replace_existing_dest_paths=True
