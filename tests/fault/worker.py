@@ -1,7 +1,8 @@
 """A process that uses a store until it is killed: the victim of the fault tests.
 
-``worker.py ROOT SEED ROUNDS MODE [POINT NTH]``: makes steps (or prunes, or both) and prints a line for each thing that is finished;
-with a point, kills itself the NTH time it passes there. ``MODE``: ``build``, ``prune``, ``mixed``.
+``worker.py ROOT SEED ROUNDS MODE [POINT NTH]``: makes steps (or prunes, or both) and prints a line for each
+thing that is finished; with a point, kills itself the NTH time it passes there. ``MODE``: ``build``,
+``prune``, ``mixed``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Full check of a store (`crossdock store check`), and repair of everything it finds.
 
-Reads every blob. Runs beside builds: what living processes hold is left alone, and each finding is confirmed under the
-removal lock before it is repaired.
+Reads every blob. Runs beside builds: what living processes hold is left alone, and each finding is confirmed
+under the removal lock before it is repaired.
 """
 
 from __future__ import annotations
@@ -220,7 +220,8 @@ class _Checker:
                 )
 
 
-# What SQL alone can see: text, the rows, and the statements that remove one (the row's values are the arguments).
+# What SQL alone can see: text, the rows, and the statements that remove one (the row's values are the
+# arguments).
 _DANGLING = (
     (
         "a layer of it is missing",

@@ -1,8 +1,9 @@
 """Content store: blobs by digest.
 
-A blob is written to ``content/ingest``, hashed on the way, and renamed into place; its row in the database makes
-it visible. Nothing is fsynced one by one: ``Store.sync`` makes all blobs and layers durable with one ``syncfs`` and
-marks them; what is not marked when the machine comes back from a power cut is verified before it is trusted.
+A blob is written to ``content/ingest``, hashed on the way, and renamed into place; its row in the database
+makes it visible. Nothing is fsynced one by one: ``Store.sync`` makes all blobs and layers durable with one
+``syncfs`` and marks them; what is not marked when the machine comes back from a power cut is verified before
+it is trusted.
 
 Spec: image-spec 1.1, image-layout.md "Blobs"; descriptor.md "Verification".
 """
@@ -72,7 +73,8 @@ class ContentStore:
     def open(self, digest: str) -> BinaryIO:
         """Open a blob for reading from the start; size and digest are checked when the end is read.
 
-        The caller closes it. Raises: StoreError when it is not stored; DigestMismatch from the read that meets the end.
+        The caller closes it. Raises: StoreError when it is not stored; DigestMismatch from the read that
+        meets the end.
         """
         size = self._stored_size(digest)
         reader = _VerifiedReader(self._open_file(digest), parse_digest(digest), size)
@@ -113,7 +115,8 @@ class ContentStore:
     def writer(self, lease: Lease, *, hashing: bool = True) -> BlobWriter:
         """Start writing a blob; use it as a context manager, which discards it unless committed.
 
-        Without ``hashing`` the digest given to ``commit`` is believed: for producers who hash what they write.
+        Without ``hashing`` the digest given to ``commit`` is believed: for producers who hash what they
+        write.
         Raises: StoreFull, StoreError.
         """
         path = self._layout.ingest / f"{lease.id}.{lease.number()}"

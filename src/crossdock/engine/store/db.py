@@ -30,7 +30,8 @@ SCHEMA_VERSION = 2
 _BUSY_TIMEOUT_S = 60.0
 #: to what the write-ahead log shrinks after a large transaction
 _LOG_BYTES = 4 << 20
-# Where SQLite's rollback and WAL modes put the shared lock of a database file (os.h: PENDING_BYTE + 2, 510 bytes).
+# Where SQLite's rollback and WAL modes put the shared lock of a database file (os.h: PENDING_BYTE + 2, 510
+# bytes).
 _SHARED_FIRST, _SHARED_SIZE = 0x40000000 + 2, 510
 
 _SCHEMA = """
@@ -39,9 +40,9 @@ CREATE TABLE blobs(
   digest TEXT PRIMARY KEY, size_bytes INTEGER NOT NULL, created_ns INTEGER NOT NULL, used_ns INTEGER NOT NULL,
   uses INTEGER NOT NULL DEFAULT 0, durable INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE TABLE layers(
-  id TEXT PRIMARY KEY, kind TEXT NOT NULL, description TEXT NOT NULL, diff_id TEXT, size_bytes INTEGER NOT NULL,
-  has_directory INTEGER NOT NULL, created_ns INTEGER NOT NULL, used_ns INTEGER NOT NULL,
-  uses INTEGER NOT NULL DEFAULT 0, durable INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+  id TEXT PRIMARY KEY, kind TEXT NOT NULL, description TEXT NOT NULL, diff_id TEXT, size_bytes INTEGER NOT
+  NULL, has_directory INTEGER NOT NULL, created_ns INTEGER NOT NULL, used_ns INTEGER NOT NULL, uses INTEGER
+  NOT NULL DEFAULT 0, durable INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE INDEX layers_by_diff_id ON layers(diff_id, has_directory) WHERE diff_id IS NOT NULL;
 CREATE TABLE layer_blobs(
   layer_id TEXT NOT NULL, digest TEXT NOT NULL, compression TEXT NOT NULL, descriptor TEXT NOT NULL,
@@ -85,7 +86,8 @@ class Database:
     def __init__(self, path: Path, write_lock: Path) -> None:
         """Open or create the database. Raises: StoreError when it is newer than this version, or damaged; StoreFull."""
         self._path = os.path.realpath(path)
-        # Guards _connection and _depth. Held over SQLite calls and the wait for the write lock: both are short.
+        # Guards _connection and _depth. Held over SQLite calls and the wait for the write lock: both are
+        # short.
         self._lock = threading.RLock()
         self._depth = 0
         self._write_fd = -1
@@ -223,8 +225,9 @@ def _run_script(connection: sqlite3.Connection, script: str) -> None:
             connection.execute(statement)
 
 
-# Open connections by database path. A close(2) of any descriptor of the file drops SQLite's POSIX locks of the whole process
-# (https://www.sqlite.org/howtocorrupt.html section 2.2), so only the last close may use one.
+# Open connections by database path. A close(2) of any descriptor of the file drops SQLite's POSIX locks of
+# the whole process (https://www.sqlite.org/howtocorrupt.html section 2.2), so only the last close may use
+# one.
 _open_lock = threading.Lock()
 _open_count: dict[str, int] = {}
 
@@ -241,7 +244,8 @@ def _connect(path: str) -> sqlite3.Connection:
 def _disconnect(connection: sqlite3.Connection, path: str) -> None:
     """Close without a checkpoint, which SQLite makes only if it can lock the database file exclusively.
 
-    An open-file-description lock conflicts even with locks of the same process. (Python 3.12 has a setting for it.)
+    An open-file-description lock conflicts even with locks of the same process. (Python 3.12 has a setting
+    for it.)
     """
     with _open_lock:
         _open_count[path] -= 1

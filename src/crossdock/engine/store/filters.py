@@ -1,10 +1,10 @@
 """Filters of `du` and `prune`.
 
-Two forms: BuildKit's API takes a list of filters of which one must match, each a comma list of conditions that must all
-match; the command line takes single conditions that must all match, ``until`` among them.
+Two forms: BuildKit's API takes a list of filters of which one must match, each a comma list of conditions
+that must all match; the command line takes single conditions that must all match, ``until`` among them.
 
-Fields: ``id parents description type`` (text), ``inuse mutable immutable shared private`` (flags). Operators: none (present),
-``==`` or ``=``, ``!=``, ``~=`` (regular expression). Values may be quoted.
+Fields: ``id parents description type`` (text), ``inuse mutable immutable shared private`` (flags). Operators:
+none (present), ``==`` or ``=``, ``!=``, ``~=`` (regular expression). Values may be quoted.
 Spec: containerd's filter syntax as BuildKit's Control API uses it.
 """
 

@@ -1,8 +1,8 @@
 """Pruning, garbage collection, and the limit that holds.
 
-Removal is in two steps. Metadata goes in a transaction, files are renamed into the trash, both under the removal lock, in
-small batches; then, without any lock, the trash is deleted. A process killed anywhere in between leaves only garbage, listed
-in its lease file for the next opener.
+Removal is in two steps. Metadata goes in a transaction, files are renamed into the trash, both under the
+removal lock, in small batches; then, without any lock, the trash is deleted. A process killed anywhere in
+between leaves only garbage, listed in its lease file for the next opener.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ _GB = 1_000_000_000
 class GCPolicy:
     """What may be removed, and how far: sizes in bytes, 0 meaning no bound.
 
-    Of what matches, is unused for ``keep_duration_s`` and is not in use, the longest unused goes first, until the store is
-    within ``max_used_space`` and the disk has ``min_free_space``, but not below ``reserved_space``. Without any
-    of the three everything that matches goes.
+    Of what matches, is unused for ``keep_duration_s`` and is not in use, the longest unused goes first, until
+    the store is within ``max_used_space`` and the disk has ``min_free_space``, but not below
+    ``reserved_space``. Without any of the three everything that matches goes.
     """
 
     filters: tuple[str, ...] = ()
@@ -129,7 +129,8 @@ class Collector:
     def enforce(self, max_bytes: int) -> int:
         """Remove the longest unused until the store is within ``max_bytes``, whatever its age or type.
 
-        Only what running builds use and what local images need stays. Returns by how many bytes the store is still above.
+        Only what running builds use and what local images need stays. Returns by how many bytes the store is
+        still above.
         """
         total = total_size(self._store)
         if total <= max_bytes:

@@ -1,6 +1,7 @@
 """Image store: names of images kept locally, as the `image` exporter makes them.
 
-A name protects everything its descriptor leads to: manifests, configs, and layer blobs as far as they are stored.
+A name protects everything its descriptor leads to: manifests, configs, and layer blobs as far as they are
+stored.
 """
 
 from __future__ import annotations

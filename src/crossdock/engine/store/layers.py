@@ -1,7 +1,8 @@
 """Layer store: one directory per layer in overlayfs form, and what is known of its blobs.
 
-A layer is new (its directory is being filled), committed, or remote (known by descriptor; :meth:`LayerStore.materialise`
-gives it a directory). It has at most one directory, at most one diff id, and any number of blobs.
+A layer is new (its directory is being filled), committed, or remote (known by descriptor;
+:meth:`LayerStore.materialise` gives it a directory). It has at most one directory, at most one diff id, and
+any number of blobs.
 """
 
 from __future__ import annotations
@@ -96,8 +97,9 @@ class NewLayer:
     def commit(self, *, diff_id: DiffId | None = None, size_bytes: int | None = None) -> LayerId:
         """Make the layer permanent and return its id; unmount overlays that use it first.
 
-        ``size_bytes`` (bytes on disk) saves a walk when the caller knows it. With a ``diff_id`` that the store already
-        has as a directory, that layer's id is returned and this one discarded. Raises: StoreFull, StoreError.
+        ``size_bytes`` (bytes on disk) saves a walk when the caller knows it. With a ``diff_id`` that the
+        store already has as a directory, that layer's id is returned and this one discarded. Raises:
+        StoreFull, StoreError.
         """
         layer_id = self._store.commit(self, diff_id, size_bytes)
         self._done = True
@@ -208,8 +210,8 @@ class LayerStore:
     ) -> Path:
         """Return the layer's directory, calling ``fill`` with an empty one when there is none yet.
 
-        One thread of one process fills; others wait and then find it. ``fill`` returns the diff id it saw, or None; a wrong
-        one discards the directory. The caller holds the layer in a lease.
+        One thread of one process fills; others wait and then find it. ``fill`` returns the diff id it saw, or
+        None; a wrong one discards the directory. The caller holds the layer in a lease.
         Raises: DigestMismatch; StoreError when the layer is unknown; StoreFull; what ``fill`` raises; the token's cause.
         """
         ready = self.directory(layer_id)

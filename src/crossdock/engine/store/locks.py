@@ -56,8 +56,8 @@ def hold(
 ) -> Iterator[int]:
     """Hold the lock on ``path``, waiting as long as it takes; yields the descriptor.
 
-    A lock file is created when absent and stays. Without ``cancel`` the wait is the kernel's, at once woken; with it the
-    lock is polled (2 to 50 ms). Raises: the token's cause; OSError.
+    A lock file is created when absent and stays. Without ``cancel`` the wait is the kernel's, at once woken;
+    with it the lock is polled (2 to 50 ms). Raises: the token's cause; OSError.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY if directory else os.O_RDWR | os.O_CREAT
     fd = os.open(path, flags | os.O_CLOEXEC, _MODE)
@@ -77,13 +77,14 @@ def hold(
 class RemovalLock:
     """Separates adding from removing.
 
-    Whoever makes something visible or declares it in use does so under :meth:`adding` (many at once). Whoever removes
-    reads the leases, deletes the metadata and renames the files away under :meth:`removing`. So nothing is removed between
-    "in use" being declared and being seen. Each use opens the file anew: a ``flock`` belongs to the open file, and threads
-    sharing one would release each other's.
+    Whoever makes something visible or declares it in use does so under :meth:`adding` (many at once). Whoever
+    removes reads the leases, deletes the metadata and renames the files away under :meth:`removing`. So
+    nothing is removed between "in use" being declared and being seen. Each use opens the file anew: a
+    ``flock`` belongs to the open file, and threads sharing one would release each other's.
 
-    The kernel hands a ``flock`` to whoever runs first, so a remover that comes back at once would keep all others
-    waiting. Hence the turnstile: those who have to wait hold it until they are in, and a remover passes it first.
+    The kernel hands a ``flock`` to whoever runs first, so a remover that comes back at once would keep all
+    others waiting. Hence the turnstile: those who have to wait hold it until they are in, and a remover
+    passes it first.
     """
 
     __slots__ = ("_path", "_turnstile")

@@ -1,7 +1,7 @@
 """Cache mounts: directories that outlive steps and are never part of a layer.
 
-Each has a lock file beside it, held (shared or exclusively) by whoever uses it, so that use, sharing and pruning
-agree between processes and end with them.
+Each has a lock file beside it, held (shared or exclusively) by whoever uses it, so that use, sharing and
+pruning agree between processes and end with them.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ class CacheMounts:
     ) -> Iterator[Path]:
         """Yield the directory of the cache mount ``name`` and keep it in use for the block.
 
-        ``namespace`` and ``base`` (names the file system it starts from) make it another mount. ``fill`` gets the
-        new directory (mode 0755) once. ``record_type`` is what `du` and `prune` call it. A ``locked`` mount in use
-        is waited for; a ``private`` one in use gets a sibling.
+        ``namespace`` and ``base`` (names the file system it starts from) make it another mount. ``fill`` gets
+        the new directory (mode 0755) once. ``record_type`` is what `du` and `prune` call it. A ``locked``
+        mount in use is waited for; a ``private`` one in use gets a sibling.
         Raises: StoreFull, StoreError; what ``fill`` raises; the token's cause.
         """
         key = ""

@@ -45,8 +45,8 @@ class Trash:
     def empty(self, keep_going: Callable[[], bool] = lambda: True) -> None:
         """Delete what is in the trash; does nothing while another process does so.
 
-        ``keep_going`` is asked between files; what is left is deleted next time. Raises: StoreError, naming the
-        first entry that could not be deleted, after trying all.
+        ``keep_going`` is asked between files; what is left is deleted next time. Raises: StoreError, naming
+        the first entry that could not be deleted, after trying all.
         """
         fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -88,8 +88,8 @@ class Trash:
     def _delete_one(self, path: str) -> list[str]:
         """Delete a file, or one level of a directory: directories in it move up into the trash and are returned.
 
-        So neither recursion nor path length grows with the depth of the tree. Another process may delete the same
-        entry meanwhile.
+        So neither recursion nor path length grows with the depth of the tree. Another process may delete the
+        same entry meanwhile.
         """
         moved: list[str] = []
         try:

@@ -1,8 +1,9 @@
 """Stat cache: digests of local files that did not change since they were read.
 
-One file per context root, read and written whole: 100,000 entries load in some 30 ms. An entry is believed when inode, size,
-mtime and ctime are the same *and* the ctime was already old when the file was read: a file that is written twice within one
-tick of the file system's clock has the same times with other content, so young files are not recorded.
+One file per context root, read and written whole: 100,000 entries load in some 30 ms. An entry is believed
+when inode, size, mtime and ctime are the same *and* the ctime was already old when the file was read: a file
+that is written twice within one tick of the file system's clock has the same times with other content, so
+young files are not recorded.
 """
 
 from __future__ import annotations

@@ -173,8 +173,9 @@ class Store:
     ) -> int:
         """Bring the store within ``max_bytes``, removing the longest unused first whatever its age and type.
 
-        Cheap when nothing is to do: call it between steps. Returns by how many bytes the store is still above, when running builds
-        and local images alone need more: 0 means that the limit holds. Raises: StoreError; the token's cause.
+        Cheap when nothing is to do: call it between steps. Returns by how many bytes the store is still
+        above, when running builds and local images alone need more: 0 means that the limit holds. Raises:
+        StoreError; the token's cause.
         """
         if self.total_size() <= max_bytes:
             return 0

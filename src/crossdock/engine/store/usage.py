@@ -1,7 +1,8 @@
 """Disk usage: what the store holds, record by record, and why each is kept.
 
-A record is a layer (its directory and its stored blobs), a cache mount, a blob that belongs to no layer, or the stat
-caches together. Sizes were measured when things were stored; cache mounts are measured here when they were used since.
+A record is a layer (its directory and its stored blobs), a cache mount, a blob that belongs to no layer, or
+the stat caches together. Sizes were measured when things were stored; cache mounts are measured here when
+they were used since.
 """
 
 from __future__ import annotations
