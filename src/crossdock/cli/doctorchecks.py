@@ -153,7 +153,7 @@ def _worker_checks(info: WorkerInfo, directory: Path) -> Iterator[Check]:
     overlay = check_mounts(sandbox, directory)
     if overlay.ok and sandbox.root_mounts != "overlay":
         fix = "" if sandbox.root_mounts == "fuse-overlayfs" else install_hint("fuse-overlayfs")
-        yield Check("overlay", "warn", f"{sandbox.root_mounts} is used: {sandbox.root_mounts_note}", fix)
+        yield Check("overlay", "warn", f"{sandbox.root_mounts} is used: {sandbox.roots.note}", fix)
     else:
         yield _as_check(overlay, f"overlayfs on {directory}")
     step = check_step(sandbox, info.run_dir)

@@ -324,7 +324,7 @@ chmod 700 /keep; ln -s foo /sl; mkfifo /pipe; rm /bin/zcat; rm -r /swap; echo no
     layer = stage.layer(gone__a="1", keep__f="1", keep__g="1", keep__h="1", swap__x="1", untouched__f="1")
     found = []
     for mounts in ("overlay", way):
-        stage.sandbox.root_mounts = mounts
+        stage.sandbox.roots.way = mounts
         upper = stage.layer()
         stage.sh(f"{rootfs}|{layer}", script, upper=upper)
         found.append(sorted(_describe(path, upper) for path in upper.rglob("*")))
@@ -336,6 +336,27 @@ def _describe(path: Path, upper: Path) -> str:
     text = path.read_text() if path.is_file() and not path.is_symlink() else ""
     links = entry.st_nlink if path.is_file() else 0
     return f"{path.relative_to(upper)} {entry.st_mode:o} {entry.st_uid} {entry.st_rdev} {links} {text}"
+
+
+@pytest.mark.parametrize(
+    ("script", "hung"),
+    [
+        pytest.param("sleep 60", True, id="asleep"),
+        pytest.param("for i in 1 2 3 4 5; do sleep 1; echo x; done", False, id="printing"),
+        pytest.param("timeout 4 sh -c 'while :; do :; done'; exit 0", False, id="computing"),
+    ],
+)
+def test_a_step_that_does_nothing_is_ended_at_its_deadline(
+    tmp_path: Path, rootfs: Callable[..., str], script: str, hung: bool
+) -> None:
+    result = in_worker(idling, tmp_path, rootfs=rootfs(), script=script)
+    text = "the step did nothing for 2 s: no output and no CPU time"
+    assert result == (["hung", text, 137] if hung else [None, "", 0])
+
+
+def idling(stage: Stage, rootfs: str, script: str) -> list[Any]:
+    result, _ = stage.run(rootfs, "/bin/sh", "-c", script, hang_deadline_s=2.0)
+    return [result.failure.value if result.failure else None, result.explanation, result.exit_code]
 
 
 @pytest.mark.needs("root")

@@ -6,20 +6,20 @@ One object per worker process; every method may be called from any thread.
 from __future__ import annotations
 
 import base64
-import errno
 import itertools
 import json
 import os
 import shutil
-import tempfile
+import threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crossdock.engine.sandbox import mounts, stubs
+from crossdock.engine.sandbox import stubs
 from crossdock.engine.sandbox.etcfiles import DEFAULT_HOSTNAME, hosts_text, resolv_text
+from crossdock.engine.sandbox.hang import HangWatch
 from crossdock.engine.sandbox.paths import make_directories, resolve_in_root
+from crossdock.engine.sandbox.roots import RootMounts
 from crossdock.engine.sandbox.runtime import find_runtime
 from crossdock.engine.sandbox.spec import (
     ALL_CAPABILITIES,
@@ -43,6 +43,7 @@ from crossdock.llb.ops import NetMode, SecurityMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from crossdock.cancel import CancelToken
     from crossdock.emulation.emulator import Emulator
@@ -56,9 +57,6 @@ __all__ = ["Sandbox"]
 _FILE_BIND = ("rbind", "ro", "nosuid", "noexec", "nodev")
 _TTY_GROUP = 5
 _TAIL_BYTES = 4096
-_OVERLAY_REFUSED = frozenset(
-    {errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENODEV, errno.EOPNOTSUPP, errno.ENOSYS}
-)
 #: architectures that a 64-bit machine may run natively; with an emulator the personality changes nothing
 _NATIVE_32 = frozenset({"386", "arm", "ppc", "mips", "mipsle"})
 _SIGNAL_BASE, _LAST_SIGNAL = 128, 64
@@ -83,30 +81,37 @@ class Sandbox:
     ) -> None:
         self.info = info
         self.runtime = runtime if runtime is not None else find_runtime()
-        #: ``overlay``, ``fuse-overlayfs`` or ``native`` (copies): how root file systems are mounted
-        self.root_mounts = root_mounts
-        #: why it is not ``overlay``, or ``""``
-        self.root_mounts_note = ""
+        self.roots = RootMounts(
+            _made(info.run_dir / "roots"),
+            empty=_made(info.run_dir / "empty"),
+            scratch_dir=cache_dir,
+            way=root_mounts,
+        )
         self._cache_dir = cache_dir
         self._numbers = itertools.count(1)
-        self._roots = _made(info.run_dir / "roots")
         self._steps = _made(info.run_dir / "steps")
         self._state = _made(info.run_dir / "runtime")
-        self._empty = _made(info.run_dir / "empty")
         self._bound = _capability_bound()
         self._filter: tuple[dict[str, object] | None, dict[str, str]] | None = None
+        # Guards _emulator: two of them would both want the namespace's one binfmt_misc.
+        self._lock = threading.Lock()
         self._emulator: Emulator | None = None
 
     @property
     def emulator(self) -> Emulator:
         """What decides how foreign programs are run; made at the first use."""
-        if self._emulator is None:
-            from crossdock.emulation.emulator import Emulator
+        with self._lock:
+            if self._emulator is None:
+                from crossdock.emulation.emulator import Emulator
 
-            self._emulator = Emulator(
-                _made(self.info.run_dir / "emulation"), own_userns=self.info.ids != "none"
-            )
-        return self._emulator
+                work_dir = _made(self.info.run_dir / "emulation")
+                self._emulator = Emulator(work_dir, own_userns=self.info.ids != "none")
+            return self._emulator
+
+    @property
+    def root_mounts(self) -> str:
+        """``overlay``, ``fuse-overlayfs`` or ``native`` (copies): how root file systems are mounted."""
+        return self.roots.way
 
     @contextmanager
     def mounted(self, lowers: Sequence[Path], *, upper: Path | None, work: Path | None) -> Iterator[Path]:
@@ -115,46 +120,8 @@ class Sandbox:
         ``work`` is an empty directory on the file system of ``upper``.
         Raises: SandboxError when the kernel or a file system refuses the overlay.
         """
-        plan = mounts.plan_rootfs(lowers, upper=upper, work=work, empty=self._empty)
-        target = self._roots / str(next(self._numbers))
-        with ExitStack() as stack:
-            try:
-                path = self._enter(plan, target, stack)
-            except OSError as exc:
-                summary = f"cannot mount a root file system of {len(lowers)} layers: {exc.strerror}"
-                raise SandboxError(summary, missing="overlayfs") from exc
+        with self.roots.mounted(lowers, upper=upper, work=work) as path:
             yield path
-
-    def _enter(self, plan: mounts.BindPlan | mounts.OverlayPlan, target: Path, stack: ExitStack) -> Path:
-        """Enter the way of mounting that works here, trying the next one when the kernel refuses an overlay."""
-        if isinstance(plan, mounts.BindPlan):
-            return stack.enter_context(mounts.mounted(plan, target))
-        if self.root_mounts == "overlay":
-            try:
-                return stack.enter_context(mounts.mounted(plan, target))
-            except OSError as exc:
-                if exc.errno not in _OVERLAY_REFUSED:
-                    raise
-                self._overlay_refused(exc)
-        if self.root_mounts == "fuse-overlayfs":
-            from crossdock.engine.sandbox.fuse import fuse_mounted, fuse_program
-
-            target.mkdir(mode=0o700)
-            stack.callback(target.rmdir)
-            return stack.enter_context(fuse_mounted(fuse_program(), *plan, target))
-        from crossdock.engine.sandbox.native import copied
-
-        scratch = plan.work
-        if scratch is None:
-            scratch = Path(tempfile.mkdtemp(prefix="crossdock-root-", dir=self._cache_dir))
-            stack.callback(shutil.rmtree, scratch)
-        return stack.enter_context(copied(plan.lowers, plan.upper, scratch))
-
-    def _overlay_refused(self, exc: OSError) -> None:
-        from crossdock.engine.sandbox.fuse import fuse_program
-
-        self.root_mounts = "fuse-overlayfs" if fuse_program() else "native"
-        self.root_mounts_note = f"the kernel refuses overlayfs here: {exc.strerror}"
 
     def run(self, step: StepSpec, *, log: Callable[[int, bytes], None], cancel: CancelToken) -> StepResult:
         """Run one step to its end; ``log`` gets (1 or 2, bytes) in the calling thread.
@@ -183,6 +150,7 @@ class Sandbox:
             (bundle / "config.json").write_text(json.dumps(runtime_spec(given)), encoding="utf-8")
             group, warnings = self._group(step, step_id, stack)
             output = _Tail(log)
+            watch = HangWatch(step.hang_deadline_s) if step.hang_deadline_s else None
             outcome = self.runtime.run(
                 state=self._state,
                 bundle=bundle,
@@ -190,9 +158,28 @@ class Sandbox:
                 wrap=group.command if group is not None else None,
                 log=output,
                 cancel=cancel,
+                idle=watch,
             )
+            if watch is not None and watch.hung:
+                return self._hung(step, outcome.exit_code)
             result = _result(step, outcome, output.tail, oom=group is not None and group.oom_kills() > 0)
             return replace(result, warnings=warnings) if warnings else result
+
+    def _hung(self, step: StepSpec, exit_code: int) -> StepResult:
+        """Say what hung: the error names the emulator, which is the usual culprit."""
+        text = f"the step did nothing for {step.hang_deadline_s:g} s: no output and no CPU time"
+        here = local_platform().architecture
+        if step.platform is not None and step.platform.architecture != here:
+            emulator = self.emulator.prepare(step.platform.architecture).emulator
+            if emulator is not None:
+                text += f"; it runs under {emulator.path} {emulator.version()}".rstrip()
+        return StepResult(
+            exit_code=exit_code,
+            signal=_signal(exit_code),
+            failure=StepFailure.HUNG,
+            explanation=text,
+            hint="try a newer QEMU, or build this platform on a machine of its own",
+        )
 
     def _group(
         self, step: StepSpec, step_id: str, stack: ExitStack
