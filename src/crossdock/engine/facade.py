@@ -103,7 +103,7 @@ class Engine:
         self._stack = stack
         self.platform = local_platform()
         self._keys = StoreKeyCache(store, lease, max_bytes=options.max_used_space)
-        self._scheduler = Scheduler(self._keys, parallelism=options.parallelism or max(4, 2 * _cpus()))
+        self._scheduler = Scheduler(self._keys, parallelism=options.parallelism or max(8, 4 * _cpus()))
         # Guards what is made on first use.
         self._lock = threading.RLock()
         self._sandbox: Sandbox | None = None
