@@ -65,6 +65,9 @@ def build(
 
     Raises: CrossdockError of the kind that says what went wrong; Cancelled.
     """
+    if os.fspath(context) == "-":
+        summary = "a context on standard input is for the command line"
+        raise UsageError(summary, hint="give a directory or a URL")
     request = make_request(
         os.fspath(context),
         dockerfile=dockerfile if isinstance(dockerfile, bytes | None) else os.fspath(dockerfile),
@@ -112,11 +115,12 @@ def make_request(
     """Check arguments and make the request; the one border between what users write and what drivers get.
 
     ``rest`` are fields of :class:`BuildRequest` taken as they are. ``SOURCE_DATE_EPOCH`` of the environment becomes a
-    build argument unless given.
+    build argument unless given, and so do the proxies that docker's config sets.
 
     Raises: UsageError.
     """
     from crossdock.builders import parse
+    from crossdock.builders.dockerconfig import proxy_build_args
     from crossdock.builders.request import BuildRequest
     from crossdock.image.platform import parse_platforms
 
@@ -129,6 +133,7 @@ def make_request(
     _check_outputs(specs, names)
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     args = {"SOURCE_DATE_EPOCH": epoch, **build_args} if epoch else dict(build_args)
+    args.update(proxy_build_args(args))
     is_text = isinstance(dockerfile, bytes)
     fields = {
         "context": context,

@@ -10,9 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from crossdock.errors import BuilderError, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = [
     "DEFAULT_HOST",
@@ -23,6 +26,7 @@ __all__ = [
     "current_endpoint_key",
     "endpoint_of",
     "load_config",
+    "proxy_build_args",
 ]
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
@@ -126,6 +130,28 @@ def endpoint_of(context: str) -> DockerEndpoint:
     tls_dir = os.path.join(config_dir(), "contexts", "tls", digest, "docker")
     verify = not docker.get("SkipTLSVerify")
     return DockerEndpoint(context, str(endpoint_host), tls_dir if os.path.isdir(tls_dir) else "", verify)
+
+
+_PROXIES = (
+    ("httpProxy", "HTTP_PROXY"),
+    ("httpsProxy", "HTTPS_PROXY"),
+    ("ftpProxy", "FTP_PROXY"),
+    ("noProxy", "NO_PROXY"),
+)
+
+
+def proxy_build_args(given: Mapping[str, str]) -> dict[str, str]:
+    """Return the proxies that docker's config sets for builds, as build arguments, save those given in any case.
+
+    Spec: docker/buildx ``store/storeutil`` (GetProxyConfig), ``build/opt.go``.
+    """
+    proxies = load_config().get("proxies")
+    if not isinstance(proxies, dict):
+        return {}
+    host = os.environ.get("DOCKER_HOST") or DEFAULT_HOST
+    chosen = proxies.get(host) or proxies.get("default") or {}
+    taken = {name.upper() for name in given}
+    return {arg: str(chosen[key]) for key, arg in _PROXIES if chosen.get(key) and arg not in taken}
 
 
 def current_endpoint_key() -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from crossdock.errors import ExportError, NotSupported, UsageError, translate
 
 if TYPE_CHECKING:
+    from io import BufferedReader
+
     from crossdock.builders.request import BuildRequest
     from crossdock.builders.result import BuildResult
 
@@ -25,7 +27,7 @@ _LEGACY_RESOURCES = (
     "cpuset_mems",
 )
 _RESOURCES = frozenset(name.replace("_", "-") for name in _LEGACY_RESOURCES)
-_MAGIC = (b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
+_SNIFFED_BYTES = 1024
 _MAX_DOCKERFILE_BYTES = 2 << 20
 
 
@@ -110,14 +112,31 @@ def _inputs(context: str, file: str | None) -> tuple[str, str | bytes | None]:
         return context, _read_stdin()
     if context != "-":
         return context, file
+    if _is_archive_on_stdin():
+        return "-", file
     data = _read_stdin()
-    if data.startswith(_MAGIC) or data[257:262] == b"ustar":
-        summary = "a context archive on standard input is not supported yet"
-        raise NotSupported(summary, hint="unpack it into a directory and build that")
     if file:
         summary = "--file cannot be combined with a Dockerfile on standard input"
         raise UsageError(summary)
     return "", data
+
+
+def _is_archive_on_stdin() -> bool:
+    """Look at the first bytes of standard input; an archive is put into a file that takes its place, read from 0."""
+    from crossdock.dockerfile.contexts import is_archive
+
+    stdin = cast("BufferedReader", sys.stdin.buffer)
+    if not is_archive(stdin.peek(_SNIFFED_BYTES)[:_SNIFFED_BYTES]):
+        return False
+    import shutil
+    import tempfile
+
+    with tempfile.TemporaryFile() as spool:
+        shutil.copyfileobj(stdin, spool)
+        spool.flush()
+        os.dup2(spool.fileno(), 0)
+    os.lseek(0, 0, os.SEEK_SET)
+    return True
 
 
 def _read_stdin() -> bytes:

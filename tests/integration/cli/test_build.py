@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import json
 import os
 import signal
 import stat
 import subprocess
 import tarfile
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -17,12 +20,32 @@ from support.cli import PROGRAM
 from support.servers import skopeo, umoci
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from support.cli import Crossdock
     from support.servers import BaseImages
 
 pytestmark = pytest.mark.needs("base", "crun", "userns", "overlay")
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[str]:
+    """URL of a web server for the folder ``www`` of the case."""
+    (tmp_path / "www").mkdir()
+    handler = functools.partial(QuietHandler, directory=str(tmp_path / "www"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_args: object) -> None:
+        pass
+
 
 RUNS = "FROM {base} AS build\nRUN uname -m > /machine\nFROM {base}\nCOPY --from=build /machine /machine\nENV A=b\n"
 
@@ -178,6 +201,38 @@ class TestInputs:
             "build", context, "-f", "-", "-o", tmp_path / "out", stdin="FROM scratch\nCOPY file /\n"
         ).ok()
         assert (tmp_path / "out/file").read_text() == "x"
+
+    def test_an_archive_on_standard_input(self, crossdock: Crossdock, tmp_path: Path) -> None:
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in/Other").write_text("FROM scratch\nCOPY file /\n")
+        (tmp_path / "in/file").write_text("from the archive")
+        with tarfile.open(tmp_path / "in.tar.gz", "w:gz") as archive:
+            archive.add(tmp_path / "in", ".")
+        with (tmp_path / "in.tar.gz").open("rb") as stdin:
+            done = subprocess.run(
+                [PROGRAM, "build", "-", "-f", "Other", "-o", tmp_path / "out"],
+                env=crossdock.environment,
+                stdin=stdin,
+                capture_output=True,
+                timeout=60,
+                check=False,
+            )
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "out/file").read_text() == "from the archive"
+
+    def test_contexts_and_dockerfiles_from_urls(
+        self, crossdock: Crossdock, tmp_path: Path, served: str
+    ) -> None:
+        (tmp_path / "www/Dockerfile").write_text("FROM scratch\nCOPY file /\n")
+        (tmp_path / "www/file").write_text("x")
+        with tarfile.open(tmp_path / "www/context.tgz", "w:gz") as archive:
+            archive.add(tmp_path / "www/Dockerfile", "Dockerfile")
+            archive.add(tmp_path / "www/file", "file")
+        crossdock("build", f"{served}/context.tgz", "-o", tmp_path / "one").ok()
+        crossdock("build", tmp_path / "www", "-f", f"{served}/Dockerfile", "-o", tmp_path / "two").ok()
+        assert (tmp_path / "one/file").read_text() == (tmp_path / "two/file").read_text() == "x"
+        done = crossdock("build", f"{served}/absent.tgz").failed(1)
+        assert "404" in done.err
 
     def test_a_dockerfile_elsewhere_and_a_named_context(
         self, crossdock: Crossdock, tmp_path: Path, context: Path

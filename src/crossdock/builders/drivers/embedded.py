@@ -92,7 +92,16 @@ class EmbeddedDriver:
         result, record = self._call("build", (request, self._needs_record()), sink, cancel)
         if record is not None:
             self._write(record)
-        return cast("BuildResult", result)
+        return self._with_ref(cast("BuildResult", result), request)
+
+    def _with_ref(self, result: BuildResult, request: BuildRequest) -> BuildResult:
+        """Give the build a name of buildx's form, ``builder/node/ref``, in its metadata."""
+        if request.call != "build":
+            return result
+        from dataclasses import replace
+
+        ref = f"{self._group.name}/{self._node.name}/{os.urandom(13).hex()[:25]}"
+        return replace(result, metadata={**result.metadata, "buildx.build.ref": ref})
 
     def disk_usage(self, filters: Sequence[str], cancel: CancelToken) -> list[UsageRecord]:
         """List cache records."""

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["build"]
 
+_GB = 1_000_000_000
+
 
 def build(
     root: Path, payload: tuple[BuildRequest, bool], sink: EventSink, cancel: CancelToken
@@ -56,12 +58,13 @@ def build(
         engine = stack.enter_context(Engine.open(EngineOptions(root, registry=_client)))
         result = _Build(engine, request, inputs, keeper, cancel, step.digest).run()
         record = _survey(engine) if wants_record else None
+        _collect_garbage(engine, cancel)
     return result, record
 
 
 def _empty_directory(request: BuildRequest, stack: ExitStack) -> Path | None:
     """Make an empty directory for a build that has no context, or no directory for its Dockerfile."""
-    if request.context and request.dockerfile_text is None:
+    if request.context not in ("", "-") and request.dockerfile_text is None:
         return None
     import tempfile
 
@@ -78,6 +81,19 @@ def _client(cancel: CancelToken) -> RegistryClient:
     from crossdock.registry import Credentials, RegistryClient, RegistryConfig
 
     return RegistryClient(config=RegistryConfig(), credentials=Credentials(), cancel=cancel)
+
+
+def _collect_garbage(engine: Engine, cancel: CancelToken) -> None:
+    """Apply BuildKit's default rules when the store has outgrown them; asking takes a millisecond."""
+    disk = os.statvfs(engine.store.root)
+    total, free = disk.f_frsize * disk.f_blocks, disk.f_frsize * disk.f_bavail
+    size = engine.store.total_size()
+    if size <= min(total // 10, 10 * _GB):
+        return
+    if size > min(total * 8 // 10, 100 * _GB) or free < total // 5:
+        from crossdock.engine.store.gc import default_policies
+
+        engine.store.gc(default_policies(total), cancel=cancel)
 
 
 def _survey(engine: Engine) -> BootRecord | None:

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from crossdock.builders.request import BuildRequest, SecretSpec
     from crossdock.secret import Secret
 
-__all__ = ["Inputs", "LocalFiles", "check_secrets", "gather", "secret_reader", "ssh_sockets"]
+__all__ = ["STDIN", "Inputs", "LocalFiles", "check_secrets", "gather", "secret_reader", "ssh_sockets"]
 
+#: name of the local directory that holds an archive from standard input
+STDIN = "stdin"
 _MAX_SECRET_BYTES = 500 * 1024
 _MAX_DOCKERFILE_BYTES = 2 << 20
 
@@ -43,7 +45,10 @@ def gather(request: BuildRequest, empty: Path | None) -> Inputs:
     Raises: ContextError, UsageError, NotSupported.
     """
     directories: dict[str, Path] = {}
-    remote = is_remote_context(request.context)
+    remote = request.context == "-" or is_remote_context(request.context)
+    if request.context == "-":
+        directories[STDIN] = _given(empty)
+        _copy_stdin(directories[STDIN] / "context")
     if not remote:
         directories["context"] = _directory(request.context) if request.context else _given(empty)
     dockerfile: bytes | None
@@ -60,6 +65,17 @@ def gather(request: BuildRequest, empty: Path | None) -> Inputs:
     for key, value in request.named_contexts.items():
         attrs[f"context:{key}"] = _named(key, value, directories)
     return Inputs(dockerfile, name, directories, attrs)
+
+
+def _copy_stdin(path: Path) -> None:
+    """Put an archive from standard input where the engine can read it."""
+    import shutil
+
+    def refuse(exc: BaseException) -> ContextError:
+        return ContextError(f"cannot read the context from standard input: {exc}")
+
+    with translate({OSError: refuse}), open(os.dup(0), "rb") as source, path.open("wb") as file:
+        shutil.copyfileobj(source, file, 1 << 20)
 
 
 def _given(empty: Path | None) -> Path:

@@ -8,10 +8,19 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from crossdock.dockerfile.contexts import HttpContext, context_output, http_source, is_archive, parse_context
+from crossdock.builders.embedded.inputs import STDIN
+from crossdock.dockerfile.contexts import (
+    HttpContext,
+    InputContext,
+    context_output,
+    http_source,
+    is_archive,
+    local_source,
+    parse_context,
+)
 from crossdock.errors import ContextError
 from crossdock.llb.graph import Node, Output
-from crossdock.llb.ops import OpMetadata
+from crossdock.llb.ops import FileAction, FileActionCopy, FileOp, OpMetadata
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +52,10 @@ class RemoteInputs:
         The Dockerfile is ``None`` when it is a local file or a URL of its own.
         Raises: ContextError when it is not there; what fetching raises.
         """
-        spec = parse_context(request.context)
+        if request.context == "-":
+            spec: ContextSpec = InputContext(output=_unpacked_stdin())
+        else:
+            spec = parse_context(request.context)
         if isinstance(spec, HttpContext):
             file = self._read(self._solve(context_output(spec)), "/context") or b""
             if not is_archive(file[:_SNIFFED_BYTES]):
@@ -81,7 +93,8 @@ class RemoteInputs:
             data = self._read(ref, "/" + name.lstrip("/"))
             if data is not None:
                 return self._limited(data, name), name
-        summary = f"failed to read dockerfile: {names[0]} is not in {request.context}"
+        where = "the archive on standard input" if request.context == "-" else request.context
+        summary = f"failed to read dockerfile: {names[0]} is not in {where}"
         raise ContextError(summary, hint="name it with -f, relative to the context")
 
     @staticmethod
@@ -96,10 +109,19 @@ def _is_url(text: str) -> bool:
     return text.startswith(("http://", "https://"))
 
 
-def _remote(spec: ContextSpec) -> GitContext | HttpContext:
+def _unpacked_stdin() -> Output:
+    """Return the files of an archive that came on standard input."""
+    source = local_source(STDIN, title="load build context from standard input", hint="stdin")
+    copy = FileActionCopy(src="/context", dest="/", attempt_unpack=True)
+    action = FileAction(action=copy, input=-1, secondary_input=0, output=0)
+    metadata = OpMetadata(description={"llb.customname": "[internal] unpack build context"})
+    return Output(Node(FileOp((action,)), [source], metadata=metadata))
+
+
+def _remote(spec: ContextSpec) -> GitContext | HttpContext | InputContext:
     from crossdock.dockerfile.contexts import GitContext
 
-    if isinstance(spec, GitContext | HttpContext):
+    if isinstance(spec, GitContext | HttpContext | InputContext):
         return spec
     summary = f"{spec} is not a remote context"
     raise ContextError(summary)
