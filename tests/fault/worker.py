@@ -86,7 +86,7 @@ class Worker:
     def pack(self, lease: Lease, layer: LayerId, name: str) -> None:
         with self.store.content.writer(lease) as writer:
             for _ in range(4):
-                writer.write(name.encode() * 20_000)
+                writer.write(name.encode() * 5_000)
             digest, size = writer.commit()
         self.store.layers.add_blob(
             layer, Descriptor("x.tar+gzip", digest, size), DiffId(sha256_digest(name.encode()))
