@@ -115,7 +115,7 @@ class LocalExporter(_FilesExporter):
                 copy = copying.enter_context(TreeCopy(dest, self._options.epoch_s, context.cancel))
                 for (folder, root), owner in zip(roots, owners, strict=True):
                     label = f"copying files {owner}" if folder else "copying files"
-                    with report.transfer(label, "transferring", 0) as progress:
+                    with report.transfer(label, "transferring") as progress:
                         copy.add(root, folder, progress)
                 if self._options.delete:
                     copy.delete_others()

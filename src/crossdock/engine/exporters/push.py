@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from crossdock.engine.exporters.parallel import run_parallel
 from crossdock.errors import CrossdockError
+from crossdock.image.mediatypes import is_layer
 from crossdock.image.reference import Reference, parse_reference
 
 if TYPE_CHECKING:
@@ -119,10 +120,12 @@ def _push_blobs(
             return content.open_at(descriptor.digest, offset)
 
         nearby = [name for name in blob.repositories if name != target.repository]
+        scoped = client.scoped(cancel=cancel)
+        if not is_layer(descriptor.media_type):
+            scoped.push_blob(target, descriptor, open_at, mount_from=nearby)
+            return
         with report.transfer(descriptor.digest, "pushing", descriptor.size) as progress:
-            client.scoped(cancel=cancel).push_blob(
-                target, descriptor, open_at, mount_from=nearby, progress=progress
-            )
+            scoped.push_blob(target, descriptor, open_at, mount_from=nearby, progress=progress)
 
     # Large blobs first: the last worker then does not start the longest transfer.
     ordered = sorted(unique.values(), key=lambda blob: -blob.descriptor.size)

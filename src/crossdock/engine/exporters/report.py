@@ -44,10 +44,13 @@ class Report:
         )
 
     @contextmanager
-    def transfer(self, what: str, action: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show bytes moved; yields a function that takes the position, called as often as one likes."""
+    def transfer(self, what: str, action: str, total: int = 0) -> Iterator[Callable[[int], None]]:
+        """Show bytes moved; yields a function that takes the position, called as often as one likes.
+
+        With a ``total`` nothing is shown before something moves: what the other side has needs no line.
+        """
         started = time.time_ns()
-        latest = [started, 0]
+        latest = [0, 0]  # when it was shown, where it was
 
         def progress(position: int) -> None:
             now = time.time_ns()
@@ -56,9 +59,11 @@ class Report:
                 latest[0] = now
                 self._status(what, action, started, None, position, total)
 
-        self._status(what, action, started, None, 0, total)
+        if not total:
+            progress(0)
         yield progress
-        self._status(what, action, started, time.time_ns(), total or latest[1], total)
+        if latest[0]:
+            self._status(what, action, started, time.time_ns(), total or latest[1], total)
 
     def _status(
         self, what: str, action: str, started: int, completed: int | None, current: int, total: int
