@@ -7,22 +7,21 @@ Debian's buildx, unpacked from Debian's packages. ``buildah`` from PATH comes th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
 import subprocess
 import sys
-import urllib.parse
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import idmap
 import services
 
 if TYPE_CHECKING:
-    import contextlib
     from collections.abc import Mapping, Sequence
 
 
@@ -41,7 +40,11 @@ class Job:
 
 
 class Contestant(ABC):
-    """Base: the command line that buildx and Crossdock share."""
+    """Base: the command line that buildx and Crossdock share, and a state folder that can be left behind.
+
+    To forget is to go on with an empty folder, not to remove the old one: ext4 takes a millisecond for each new file
+    for minutes after thousands of files were removed, whoever makes it. All folders go at the very end.
+    """
 
     name: ClassVar[str]
 
@@ -56,18 +59,39 @@ class Contestant(ABC):
         }
         #: process id of the daemon, 0 for none
         self.daemon = 0
+        #: where what is cached is kept
+        self.state = folder
+        self._number = 0
+        self._running = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        self.forget()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._running.close()
+
+    def forget(self) -> None:
+        """Go on, or begin, with nothing cached and with a daemon that is ready."""
+        self._running.close()
+        self._number += 1
+        self.state = self.folder / f"state-{self._number}"
+        self.state.mkdir()
+        with contextlib.ExitStack() as stack:
+            self.start(stack)
+            self._running = stack.pop_all()
 
     @abstractmethod
     def start(self, stack: contextlib.ExitStack) -> None:
-        """Start what serves builds; its end is registered on ``stack``."""
+        """Start what serves builds, on :attr:`state`; its end is registered on ``stack``."""
 
     @abstractmethod
     def version(self) -> str:
         """Name and version, as it tells them."""
 
-    @abstractmethod
-    def forget(self) -> None:
-        """Drop all that is cached."""
+    def remove(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.folder)
 
     def command(self, job: Job) -> list[str]:
         """The command that does ``job``."""
@@ -95,22 +119,21 @@ class Crossdock(Contestant):
 
     name = "crossdock"
 
-    def start(self, stack: contextlib.ExitStack) -> None:
-        """No daemon."""
-        self.env["CROSSDOCK_ROOT"] = str(self.folder / "store")
-        stack.callback(self.forget)
+    def start(self, stack: contextlib.ExitStack) -> None:  # noqa: ARG002 - there is no daemon
+        """Choose the store."""
+        self.env["CROSSDOCK_ROOT"] = str(self.state)
 
     def version(self) -> str:
         """What ``crossdock version`` says."""
         return _first_line([str(Path(sys.executable).with_name("crossdock")), "version"], self.env)
 
-    def forget(self) -> None:
-        """Remove the store."""
-        idmap.remove_tree(self.folder / "store")
-
     def program(self) -> list[str]:
         """The installed command."""
         return [str(Path(sys.executable).with_name("crossdock")), "build", "--builder", "embedded"]
+
+    def remove(self) -> None:
+        """Remove the stores, whose files may belong to other ids."""
+        idmap.remove_tree(self.folder)
 
 
 class _Buildx(Contestant):
@@ -128,9 +151,9 @@ class _Buildx(Contestant):
     def served_by(self) -> str:
         """Name and version of the daemon."""
 
-    def forget(self) -> None:
-        """Prune everything."""
-        subprocess.run([str(self.buildx), "prune", "-af"], env=self.env, check=True, capture_output=True)
+    def control(self, *arguments: str) -> None:
+        """Run a command of buildx that must work."""
+        subprocess.run([str(self.buildx), *arguments], env=self.env, check=True, capture_output=True)
 
 
 class Buildkit(_Buildx):
@@ -139,27 +162,23 @@ class Buildkit(_Buildx):
     name = "buildx+buildkitd"
 
     def start(self, stack: contextlib.ExitStack) -> None:
-        """Start buildkitd in namespaces of its own, with runc."""
+        """Start buildkitd in namespaces of its own, with runc, and a builder for it."""
         self.buildx = buildx_on_path() or Path("docker-buildx")
-        socket = self.folder / "buildkitd.sock"
-        log = self.folder / "buildkitd.log"
+        socket = self.state / "buildkitd.sock"
         process = services.Process(
             [
                 *services.NAMESPACES,
-                *(shutil.which("buildkitd") or "buildkitd", "--root", str(self.folder / "root")),
+                *(shutil.which("buildkitd") or "buildkitd", "--root", str(self.state / "root")),
                 *("--addr", f"unix://{socket}", "--oci-worker-binary", "runc", "--group", str(os.getgid())),
             ],
-            log=log,
+            log=self.folder / "buildkitd.log",
             env={"PATH": os.environ["PATH"], "HOME": str(self.folder)},
         )
         stack.callback(process.stop)
         process.wait_until(socket.exists, what="buildkitd")
         self.daemon = process.pid
-        create = ["create", "--name", "peer", "--use", "--driver", "remote", f"unix://{socket}"]
-        subprocess.run([str(self.buildx), *create], env=self.env, check=True, capture_output=True)
-        subprocess.run(
-            [str(self.buildx), "inspect", "--bootstrap"], env=self.env, check=True, capture_output=True
-        )
+        self.control("create", "--name", self.state.name, "--use", "--driver", "remote", f"unix://{socket}")
+        self.control("inspect", "--bootstrap")
 
     def served_by(self) -> str:
         """Buildkitd's own word."""
@@ -173,22 +192,19 @@ class DockerBuild(_Buildx):
 
     def start(self, stack: contextlib.ExitStack) -> None:
         """Start the Engine from unpacked packages."""
-        engine = stack.enter_context(services.DockerEngine("26.1", containerd_store=True))
-        self._engine = engine
-        assert engine.plugins is not None
+        engine = services.DockerEngine("26.1", containerd_store=True, data=self.state)
+        stack.enter_context(engine)
+        if engine.plugins is None:
+            msg = "the Engine's packages have no docker-buildx"
+            raise services.ServiceError(msg)
         self.buildx = engine.plugins / "docker-buildx"
         self.env["DOCKER_HOST"] = engine.address
         self.daemon = engine.pid
+        self.control("inspect", "--bootstrap")
 
     def served_by(self) -> str:
         """The Engine."""
         return "Docker Engine 26.1 (containerd store)"
-
-    def forget(self) -> None:
-        """Prune the build cache and remove every image."""
-        super().forget()
-        filters = urllib.parse.quote('{"dangling":["false"]}')
-        self._engine.request("POST", f"/images/prune?filters={filters}")
 
     def program(self) -> list[str]:
         """The engine has no bridge, so steps share the host's network, as everywhere else here."""
@@ -201,24 +217,17 @@ class Buildah(Contestant):
     name = "buildah"
 
     def start(self, stack: contextlib.ExitStack) -> None:
-        """No daemon."""
-        stack.callback(self.forget)
+        """Unmount at the end what buildah leaves mounted."""
+        command = [*self.program(), "umount", "--all"]
+        stack.callback(subprocess.run, command, env=self.env, check=False, capture_output=True)
 
     def version(self) -> str:
         """What ``buildah --version`` says."""
         return _first_line(["buildah", "--version"], self.env)
 
-    def forget(self) -> None:
-        """Remove the storage."""
-        subprocess.run(
-            [*self.program(), "rmi", "--all", "--force"], env=self.env, check=False, capture_output=True
-        )
-        subprocess.run([*self.program(), "umount", "--all"], env=self.env, check=False, capture_output=True)
-        shutil.rmtree(self.folder / "root", ignore_errors=True)
-
     def program(self) -> list[str]:
         """Buildah with its storage."""
-        root, runroot = self.folder / "root", self.folder / "runroot"
+        root, runroot = self.state / "root", self.state / "runroot"
         return ["buildah", "--root", str(root), "--runroot", str(runroot), "--storage-driver", "overlay"]
 
     def command(self, job: Job) -> list[str]:
@@ -231,8 +240,9 @@ class Buildah(Contestant):
         if job.platforms:
             build += ["--platform", ",".join(job.platforms)]
         build += ["--manifest", name, str(job.context)]
+        # one name serves all runs, so the list of the run before goes first
         script = [
-            shlex.join([*self.program(), "manifest", "rm", name]) + " >/dev/null 2>&1 || true",
+            f"{shlex.join([*self.program(), 'manifest', 'rm', name])} >/dev/null 2>&1 || true",
             shlex.join(build),
         ]
         if job.push:

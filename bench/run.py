@@ -60,7 +60,8 @@ def main() -> int:
         field: list[type[contestants.Contestant]] = [contestants.Crossdock, *rivals]
         everyone = [kind(folder / re.sub(r"\W+", "-", kind.name)) for kind in field]
         for each in everyone:
-            each.start(stack)
+            stack.callback(each.remove)
+            stack.enter_context(each)
         lines = _table_head([each.name for each in everyone])
         for case in chosen:
             lines += _row(case, _measure(case, bench, everyone, options.runs), everyone)

@@ -251,13 +251,20 @@ def engine_folder(version: str) -> Path:
 class DockerEngine(_Service):
     """A Docker Engine with its own data, socket and namespaces; needs root. Containers get ``--network none``.
 
-    ``containerd_store`` turns the containerd image store on (26.1: multi-platform images).
+    ``containerd_store`` turns the containerd image store on (26.1: multi-platform images). ``data`` is a folder to keep
+    images in; without it they go with the Engine.
     """
 
     def __init__(
-        self, version: str = "20.10", *, containerd_store: bool = False, insecure: Sequence[str] = ()
+        self,
+        version: str = "20.10",
+        *,
+        containerd_store: bool = False,
+        insecure: Sequence[str] = (),
+        data: Path | None = None,
     ) -> None:
         super().__init__()
+        self._data = data
         self.version = version
         self._containerd_store = containerd_store
         self._insecure = insecure
@@ -303,7 +310,12 @@ class DockerEngine(_Service):
                 *NAMESPACES,
                 str(programs / "usr/sbin/dockerd"),
                 *("--config-file", str(self.folder / "daemon.json")),
-                *("--data-root", str(self.folder / "data"), "--exec-root", str(self.folder / "exec")),
+                *(
+                    "--data-root",
+                    str(self._data or self.folder / "data"),
+                    "--exec-root",
+                    str(self.folder / "exec"),
+                ),
                 *("--pidfile", str(self.folder / "pid"), "--host", self.address, "--group", str(os.getgid())),
                 *("--bridge", "none", "--iptables=false", "--ip6tables=false", "--log-level", "warn"),
                 *("--cgroup-parent", f"/{self.folder.name}"),
