@@ -110,6 +110,13 @@ def test_check_tells_the_error_of_the_build() -> None:
     }
 
 
+def test_check_tells_when_a_base_image_cannot_be_resolved() -> None:
+    images = Images(strict=True)
+    result = answer("check", b"FROM nope\n", "Dockerfile", ConvertOptions(), images=images, context=Files())
+    assert result.status == 1
+    assert "docker.io/library/nope:latest: not found" in json.loads(result.json)["buildError"]["message"]
+
+
 def test_describe_and_an_unknown_method() -> None:
     names = [m["name"] for m in json.loads(ask("subrequests.describe").json)]
     assert "frontend.outline" in names

@@ -64,9 +64,10 @@ def check(
     context: ContextFiles,
     sources: SourceTimes | None = None,
 ) -> SubResult:
-    """Run the build checks; without a target, on every stage. An error of the build is part of the answer.
+    """Run the build checks; without a target, on every stage.
 
-    Raises: what ``images`` and ``context`` raise for other reasons than the Dockerfile.
+    An error of the build (a wrong file, a base image that cannot be resolved) is part of the answer.
+    Raises: Cancelled, InternalError.
     """
     from crossdock.dockerfile.subrequests.call_check import run_checks
 

@@ -10,7 +10,7 @@ from crossdock.dockerfile.record import replace
 from crossdock.dockerfile.source import decode
 from crossdock.dockerfile.subrequests import SubResult
 from crossdock.dockerfile.subrequests.shape import base64_text, dump, location, ranges
-from crossdock.errors import CrossdockError, DockerfileError, NotSupported
+from crossdock.errors import Cancelled, CrossdockError, InternalError
 from crossdock.progress.excerpt import render_source
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def run_checks(
     context: ContextFiles,
     sources: SourceTimes | None,
 ) -> SubResult:
-    """Check every stage, or those the target needs."""
+    """Check every stage, or those the target needs; what would fail the build is part of the answer."""
     warnings: list[LintWarning] = []
     error: CrossdockError | None = None
     if not options.target:
@@ -47,7 +47,9 @@ def run_checks(
             dockerfile, options, images=images, context=context, warn=warnings.append, sources=sources
         )
         jobs[0].linter.raise_found()
-    except (DockerfileError, NotSupported) as exc:
+    except (Cancelled, InternalError):
+        raise
+    except CrossdockError as exc:
         error = exc
     answer: dict[str, Any] = {
         "warnings": [_warning(w) for w in warnings] or None,
