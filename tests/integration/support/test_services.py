@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-import services
 
+import services
 from support import servers
 
 if TYPE_CHECKING:
