@@ -47,9 +47,8 @@ def call_in_worker(operation: str, root: str, payload: object, sink: EventSink, 
 
 
 def _start(theirs: socket.socket) -> subprocess.Popen[bytes]:
-    import crossdock
-
-    package = os.path.dirname(os.path.dirname(os.path.abspath(crossdock.__file__)))
+    # Where this package lies, so that the child finds the same one: src/crossdock/builders/embedded/spawn.py
+    package = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 3))
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
 
     def refuse(exc: BaseException) -> SandboxError:
