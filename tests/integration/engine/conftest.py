@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -10,9 +11,12 @@ import baseimage
 import privateapt
 from integration.engine.harness import Worker
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 @pytest.fixture(scope="session")
-def base_folder(tmp_path_factory):
+def base_folder(tmp_path_factory: Any) -> Any:
     """A folder with busybox and its applets (needs "base")."""
     root = tmp_path_factory.mktemp("base")
     architecture = privateapt.host_architecture()
@@ -31,5 +35,5 @@ def base_folder(tmp_path_factory):
 
 
 @pytest.fixture
-def worker(tmp_path, base_folder):
+def worker(tmp_path: Path, base_folder: Any) -> Any:
     return Worker(tmp_path, base_folder)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import time
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from integration.engine.harness import Worker
 
 pytestmark = pytest.mark.needs("base", "userns", "crun")
 
 
-def test_copy_run_and_read_back(worker):
+def test_copy_run_and_read_back(worker: Worker) -> None:
     (worker.context / "hello.txt").write_text("hello")
     said = worker.run(
         """
@@ -42,7 +46,7 @@ with open_engine() as engine:
 """
 
 
-def test_a_second_process_finds_everything_and_loads_nothing_heavy(worker):
+def test_a_second_process_finds_everything_and_loads_nothing_heavy(worker: Worker) -> None:
     (worker.context / "a").write_text("1")
     assert worker.run(CACHED)["cached"]["run"] is False
     said = worker.run(CACHED)
@@ -52,7 +56,7 @@ def test_a_second_process_finds_everything_and_loads_nothing_heavy(worker):
     assert said["loaded"] == []
 
 
-def test_touching_a_file_changes_nothing_and_editing_it_does(worker):
+def test_touching_a_file_changes_nothing_and_editing_it_does(worker: Worker) -> None:
     (worker.context / "a").write_text("1")
     worker.run(CACHED)
     os.utime(worker.context / "a", (1, 1))
@@ -62,7 +66,7 @@ def test_touching_a_file_changes_nothing_and_editing_it_does(worker):
     assert (said["cached"]["copy"], said["cached"]["run"], said["b"]) == (False, False, "2")
 
 
-def test_a_failing_step_tells_what_and_where(worker):
+def test_a_failing_step_tells_what_and_where(worker: Worker) -> None:
     said = worker.run(
         """
         with open_engine() as engine:
@@ -81,7 +85,7 @@ def test_a_failing_step_tells_what_and_where(worker):
     assert said["platform"].startswith("linux/")
 
 
-def test_other_exit_codes_may_be_valid(worker):
+def test_other_exit_codes_may_be_valid(worker: Worker) -> None:
     said = worker.run(
         """
         with open_engine() as engine:
@@ -92,7 +96,7 @@ def test_other_exit_codes_may_be_valid(worker):
     assert said["x"] == "x\n"
 
 
-def test_a_failed_step_is_not_cached_and_leaves_no_layer(worker):
+def test_a_failed_step_is_not_cached_and_leaves_no_layer(worker: Worker) -> None:
     body = """
     with open_engine() as engine:
         before = len(list((STORE / "layers").iterdir())) if (STORE / "layers").exists() else 0
@@ -107,7 +111,7 @@ def test_a_failed_step_is_not_cached_and_leaves_no_layer(worker):
     assert worker.run(body)["failed"]
 
 
-def test_user_environment_directory_and_secrets(worker):
+def test_user_environment_directory_and_secrets(worker: Worker) -> None:
     said = worker.run(
         """
         with open_engine() as engine:
@@ -125,7 +129,7 @@ def test_user_environment_directory_and_secrets(worker):
     assert said["run"] == []
 
 
-def test_a_missing_secret_is_an_error_and_an_optional_one_is_not(worker):
+def test_a_missing_secret_is_an_error_and_an_optional_one_is_not(worker: Worker) -> None:
     said = worker.run(
         """
         def out(optional):
@@ -142,7 +146,7 @@ def test_a_missing_secret_is_an_error_and_an_optional_one_is_not(worker):
     assert said == {"error": "secret key: not found", "hint": "give it with --secret id=key,src=FILE"}
 
 
-def test_bind_mounts_with_selector_and_read_only(worker):
+def test_bind_mounts_with_selector_and_read_only(worker: Worker) -> None:
     (worker.context / "sub").mkdir()
     (worker.context / "sub/f").write_text("from context")
     (worker.context / "hidden").write_text("secret")
@@ -166,7 +170,7 @@ def test_bind_mounts_with_selector_and_read_only(worker):
     assert not (worker.context / "w").exists()
 
 
-def test_a_mount_can_be_an_output(worker):
+def test_a_mount_can_be_an_output(worker: Worker) -> None:
     said = worker.run(
         """
         op = ExecOp(meta=ExecMeta(args=("/bin/sh", "-c", "echo root > /r; echo out > /out/o")), mounts=(
@@ -180,7 +184,7 @@ def test_a_mount_can_be_an_output(worker):
     assert said == {"r": "root\n", "o": "out\n", "names": ["o"], "n": 1}
 
 
-def test_cache_mounts_keep_their_files_and_stay_out_of_layers(worker):
+def test_cache_mounts_keep_their_files_and_stay_out_of_layers(worker: Worker) -> None:
     body = """
     with open_engine() as engine:
         sink = Sink()
@@ -192,7 +196,7 @@ def test_cache_mounts_keep_their_files_and_stay_out_of_layers(worker):
     assert worker.run(body) == {"log": "2", "cache": []}
 
 
-def test_a_step_may_mount_one_locked_cache_twice(worker):
+def test_a_step_may_mount_one_locked_cache_twice(worker: Worker) -> None:
     said = worker.run(
         """
         with open_engine() as engine:
@@ -206,7 +210,7 @@ def test_a_step_may_mount_one_locked_cache_twice(worker):
     assert said["log"] == "x\n"
 
 
-def test_solves_at_once_share_steps_and_one_that_ends_does_not_hurt_the_other(worker):
+def test_solves_at_once_share_steps_and_one_that_ends_does_not_hurt_the_other(worker: Worker) -> None:
     for n in range(300):
         (worker.context / f"f{n}").write_text(str(n) * 1000)
     said = worker.run(
@@ -239,7 +243,7 @@ def test_solves_at_once_share_steps_and_one_that_ends_does_not_hurt_the_other(wo
     assert (cancelled, len(ids), len(set(ids))) == ("cancelled", 3, 1), said
 
 
-def test_tmpfs_and_no_network(worker):
+def test_tmpfs_and_no_network(worker: Worker) -> None:
     said = worker.run(
         """
         with open_engine() as engine:
@@ -253,7 +257,7 @@ def test_tmpfs_and_no_network(worker):
     assert said["log"] == "1"
 
 
-def test_entitlements_are_refused_unless_granted(worker):
+def test_entitlements_are_refused_unless_granted(worker: Worker) -> None:
     said = worker.run(
         """
         with open_engine() as engine:
@@ -269,7 +273,7 @@ def test_entitlements_are_refused_unless_granted(worker):
     assert said["granted"] is True
 
 
-def test_ownership_by_name_and_number(worker):
+def test_ownership_by_name_and_number(worker: Worker) -> None:
     (worker.context / "f").write_text("x")
     said = worker.run(
         """
@@ -290,7 +294,7 @@ def test_ownership_by_name_and_number(worker):
     assert said["log"].split() == ["1000:50", "12:34", "0:0", "1000"]
 
 
-def test_removing_and_making_again_is_what_the_step_sees(worker):
+def test_removing_and_making_again_is_what_the_step_sees(worker: Worker) -> None:
     said = worker.run(
         """
         first = files(FileActionMkDir(path="/d/old", make_parents=True), FileActionMkFile(path="/d/f", data=b"1"), onto=base())
@@ -306,7 +310,7 @@ def test_removing_and_making_again_is_what_the_step_sees(worker):
     assert said["now"] == ["l"]
 
 
-def test_merge_and_diff(worker):
+def test_merge_and_diff(worker: Worker) -> None:
     said = worker.run(
         """
         one = files(FileActionMkFile(path="/one", data=b"1"), name="one")
@@ -333,7 +337,7 @@ def test_merge_and_diff(worker):
     assert (said["x"], said["p"]) == ("x", "other")
 
 
-def test_ignoring_the_cache_runs_once_for_all_who_share_it(worker):
+def test_ignoring_the_cache_runs_once_for_all_who_share_it(worker: Worker) -> None:
     body = """
     with open_engine() as engine:
         sink = Sink()
@@ -351,7 +355,7 @@ def test_ignoring_the_cache_runs_once_for_all_who_share_it(worker):
     assert after["cached"]["a"] is True
 
 
-def test_two_processes_run_a_step_once_and_share_it(worker):
+def test_two_processes_run_a_step_once_and_share_it(worker: Worker) -> None:
     body = """
     with open_engine() as engine:
         sink = Sink()
@@ -366,7 +370,7 @@ def test_two_processes_run_a_step_once_and_share_it(worker):
     assert sorted(one["cached"] for one in said) == [False, True, True]
 
 
-def test_independent_steps_run_at_once(worker):
+def test_independent_steps_run_at_once(worker: Worker) -> None:
     said = worker.run(
         """
         with open_engine(parallelism=4) as engine:
@@ -379,7 +383,7 @@ def test_independent_steps_run_at_once(worker):
     assert said["took"] < 3
 
 
-def test_cancelling_ends_the_step_at_once(worker):
+def test_cancelling_ends_the_step_at_once(worker: Worker) -> None:
     said = worker.run(
         """
         from crossdock.errors import Cancelled
@@ -399,7 +403,7 @@ def test_cancelling_ends_the_step_at_once(worker):
     assert said["error"] == ["cancelled"]
 
 
-def test_kill_in_the_middle_and_the_next_build(worker):
+def test_kill_in_the_middle_and_the_next_build(worker: Worker) -> None:
     body = """
     with open_engine() as engine:
         say(ready=True)
@@ -407,6 +411,8 @@ def test_kill_in_the_middle_and_the_next_build(worker):
         say(d=text(engine, ref, "/d"))
     """
     process = worker.start(body.format(seconds=30))
+    assert process.stdout is not None
+    assert process.stderr is not None
     assert process.stdout.readline()
     time.sleep(1)
     process.send_signal(signal.SIGKILL)
@@ -416,7 +422,7 @@ def test_kill_in_the_middle_and_the_next_build(worker):
     assert worker.run(body.format(seconds=0))["d"] == "done\n"
 
 
-def test_archives_are_unpacked_over_links_of_the_base(worker):
+def test_archives_are_unpacked_over_links_of_the_base(worker: Worker) -> None:
     import tarfile
 
     with tarfile.open(worker.context / "a.tar.gz", "w:gz") as tar:
@@ -434,7 +440,7 @@ def test_archives_are_unpacked_over_links_of_the_base(worker):
     assert said == {"lib": "usr/lib", "x": "x"}
 
 
-def test_an_overlay_mount_shows_what_the_view_shows(worker):
+def test_an_overlay_mount_shows_what_the_view_shows(worker: Worker) -> None:
     said = worker.run(
         """
         one = files(FileActionMkDir(path="/a/b/c", make_parents=True), FileActionMkFile(path="/a/f", data=b"1"),
@@ -460,7 +466,7 @@ def test_an_overlay_mount_shows_what_the_view_shows(worker):
     assert said["view"] == said["mount"] == ["/a", "/a/b", "/a/b/c", "/a/b/h", "/a/f"]
 
 
-def test_one_build_sees_each_file_of_a_context_as_it_was(worker):
+def test_one_build_sees_each_file_of_a_context_as_it_was(worker: Worker) -> None:
     (worker.context / "f").write_text("1")
     said = worker.run(
         """

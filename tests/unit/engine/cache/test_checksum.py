@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,13 +13,16 @@ from crossdock.engine.cache.layerview import LayerView
 from crossdock.engine.cache.select import Selector, expand, has_wildcard
 from crossdock.errors import SolveError
 
+if TYPE_CHECKING:
+    from pathlib import Path
 
-def digest(*directories, selector=None):
+
+def digest(*directories: Any, selector: Any = None) -> Any:
     return content_digest(LayerView(directories), [selector or Selector()], CancelToken())
 
 
 @pytest.fixture
-def root(tmp_path):
+def root(tmp_path: Path) -> Any:
     for name in ("one", "two"):
         base = tmp_path / name
         (base / "d/e").mkdir(parents=True)
@@ -29,7 +33,7 @@ def root(tmp_path):
     return tmp_path
 
 
-def test_equal_trees_have_equal_digests(root):
+def test_equal_trees_have_equal_digests(root: Path) -> None:
     assert digest(root / "one") == digest(root / "two")
 
 
@@ -47,23 +51,23 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_counts(root, change):
+def test_counts(root: Path, change: Any) -> None:
     change(root / "two")
     assert digest(root / "one") != digest(root / "two")
 
 
-def test_times_do_not_count(root):
+def test_times_do_not_count(root: Path) -> None:
     os.utime(root / "two/d/a", (1, 1))
     os.utime(root / "two/d", (1, 1))
     assert digest(root / "one") == digest(root / "two")
 
 
-def test_how_a_tree_is_cut_into_layers_does_not_count(root):
+def test_how_a_tree_is_cut_into_layers_does_not_count(root: Path) -> None:
     (root / "empty").mkdir()
     assert digest(root / "one") == digest(root / "empty", root / "one")
 
 
-def test_only_what_is_selected_counts(root):
+def test_only_what_is_selected_counts(root: Path) -> None:
     (root / "two/c").write_text("other")
     (root / "two/d/e/b").write_text("other")
     selector = Selector("/d/a")
@@ -71,25 +75,25 @@ def test_only_what_is_selected_counts(root):
     assert digest(root / "one", selector=Selector("/d")) != digest(root / "two", selector=Selector("/d"))
 
 
-def test_the_name_of_a_single_selected_path_is_not_its_content(root):
+def test_the_name_of_a_single_selected_path_is_not_its_content(root: Path) -> None:
     assert digest(root / "one", selector=Selector("/d/a")) != digest(root / "one", selector=Selector("/c"))
     (root / "two/c").write_text("a")
     assert digest(root / "one", selector=Selector("/d/a")) == digest(root / "two", selector=Selector("/c"))
 
 
-def test_a_followed_link_counts_as_what_it_leads_to(root):
+def test_a_followed_link_counts_as_what_it_leads_to(root: Path) -> None:
     follow = Selector("/l", follow=True)
     assert digest(root / "one", selector=follow) == digest(root / "one", selector=Selector("/c"))
     assert digest(root / "one", selector=Selector("/l")) != digest(root / "one", selector=follow)
 
 
-def test_excluded_paths_do_not_count(root):
+def test_excluded_paths_do_not_count(root: Path) -> None:
     (root / "two/d/e/b").write_text("other")
     selector = Selector("/d", exclude=("e",))
     assert digest(root / "one", selector=selector) == digest(root / "two", selector=selector)
 
 
-def test_included_paths_alone_count_with_their_parents(root):
+def test_included_paths_alone_count_with_their_parents(root: Path) -> None:
     (root / "two/d/a").write_text("other")
     selector = Selector("/", include=("d/e/b",))
     assert digest(root / "one", selector=selector) == digest(root / "two", selector=selector)
@@ -97,16 +101,16 @@ def test_included_paths_alone_count_with_their_parents(root):
     assert digest(root / "one", selector=selector) != digest(root / "two", selector=selector)
 
 
-def test_a_missing_path_is_an_error(root):
+def test_a_missing_path_is_an_error(root: Path) -> None:
     with pytest.raises(SolveError, match='"/zzz": not found'):
         digest(root / "one", selector=Selector("zzz"))
 
 
-def test_a_wildcard_that_matches_nothing_is_no_error_here(root):
+def test_a_wildcard_that_matches_nothing_is_no_error_here(root: Path) -> None:
     assert digest(root / "one", selector=Selector("zzz*", wildcard=True))
 
 
-def test_a_required_path_that_is_missing_is_an_error(root):
+def test_a_required_path_that_is_missing_is_an_error(root: Path) -> None:
     selector = Selector("/", include=("d/e/**",), required=("/d/e",))
     digest(root / "one", selector=selector)
     with pytest.raises(SolveError, match='"/d/zzz": not found'):
@@ -126,11 +130,11 @@ WILDCARDS = {
 
 
 @pytest.mark.parametrize(("pattern", "expected"), WILDCARDS.values(), ids=WILDCARDS.keys())
-def test_wildcards(root, pattern, expected):
+def test_wildcards(root: Path, pattern: Any, expected: Any) -> None:
     found = expand(LayerView([root / "one"]), pattern, wildcard=True, follow=False)
     assert [match.path for match in found] == expected
 
 
-def test_has_wildcard():
+def test_has_wildcard() -> None:
     assert has_wildcard("a/*.txt")
     assert not has_wildcard("a/\\*.txt")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,15 +13,18 @@ from crossdock.engine.cache.layerview import OPAQUE_XATTR, LayerView
 from crossdock.engine.cache.view import resolve
 from crossdock.errors import SolveError
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 class Layers:
     """Builds layers from short texts: ``a/b=text`` file, ``d/`` directory, ``-x`` whiteout, ``d/!`` opaque, ``l>t`` link."""
 
-    def __init__(self, root):
+    def __init__(self, root: Path) -> None:
         self.root = root
-        self.paths = []
+        self.paths: list[Path] = []
 
-    def add(self, *entries):
+    def add(self, *entries: Any) -> Any:
         layer = self.root / f"layer{len(self.paths)}"
         layer.mkdir()
         for entry in entries:
@@ -46,16 +50,16 @@ class Layers:
         return self
 
     @property
-    def view(self):
+    def view(self) -> Any:
         return LayerView(self.paths)
 
 
 @pytest.fixture
-def layers(tmp_path):
+def layers(tmp_path: Path) -> Any:
     return Layers(tmp_path)
 
 
-def tree(view, node=None):
+def tree(view: Any, node: Any = None) -> Any:
     """Return ``{path: text or target or '/'}`` by listing, checking that looking up agrees."""
     out = {}
     node = node or view.root()
@@ -100,7 +104,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(("given", "expected"), CASES.values(), ids=CASES.keys())
-def test_merging(layers, given, expected):
+def test_merging(layers: Any, given: Any, expected: Any) -> None:
     for entries in given:
         layers.add(*entries)
     assert tree(layers.view) == expected
@@ -119,30 +123,37 @@ RESOLVE = {
 
 
 @pytest.mark.parametrize(("path", "expected"), RESOLVE.values(), ids=RESOLVE.keys())
-def test_resolving(layers, path, expected):
+def test_resolving(layers: Any, path: Any, expected: Any) -> None:
     layers.add("a/b=x", "link>a", "abs>/a", "out>../../../../..", "twice>abs")
     node = resolve(layers.view, path, follow=True)
     assert (node.path if node else None) == expected
 
 
-def test_the_last_link_is_followed_only_on_demand(layers):
+def path_of(layers: Any, path: str) -> str | None:
+    node = resolve(layers.view, path, follow=True)
+    return None if node is None else node.path
+
+
+def test_the_last_link_is_followed_only_on_demand(layers: Any) -> None:
     layers.add("a=x", "l>a")
-    assert resolve(layers.view, "l", follow=False).is_link
-    assert resolve(layers.view, "l", follow=True).path == "a"
+    link = resolve(layers.view, "l", follow=False)
+    assert link is not None
+    assert link.is_link
+    assert path_of(layers, "l") == "a"
 
 
-def test_a_loop_of_links_is_an_error(layers):
+def test_a_loop_of_links_is_an_error(layers: Any) -> None:
     layers.add("a>b", "b>a")
     with pytest.raises(SolveError, match="too many levels of symbolic links"):
         resolve(layers.view, "a", follow=True)
 
 
-def test_a_link_in_a_lower_layer_may_lead_to_a_higher_one(layers):
+def test_a_link_in_a_lower_layer_may_lead_to_a_higher_one(layers: Any) -> None:
     layers.add("l>d", "d/").add("d/x=2")
-    assert resolve(layers.view, "l/x", follow=True).path == "d/x"
+    assert path_of(layers, "l/x") == "d/x"
 
 
-def test_digests_are_those_of_the_topmost_file(layers):
+def test_digests_are_those_of_the_topmost_file(layers: Any) -> None:
     import hashlib
 
     layers.add("a=1").add("a=22")

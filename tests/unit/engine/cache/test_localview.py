@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,8 +16,11 @@ from crossdock.engine.cache.select import Selector, path_filter, walk
 from crossdock.engine.store.statcache import StatTable
 from crossdock.errors import ContextError, SolveError
 
+if TYPE_CHECKING:
+    from pathlib import Path
 
-def make(root, *entries):
+
+def make(root: Path, *entries: Any) -> Any:
     for entry in entries:
         name, _, text = entry.partition("=")
         path = root / name
@@ -32,10 +36,10 @@ def make(root, *entries):
 
 
 @pytest.fixture
-def open_view(tmp_path):
+def open_view(tmp_path: Path) -> Any:
     views = []
 
-    def make_view(root, exclude=(), include=(), table=None):
+    def make_view(root: Path, exclude: Any = (), include: Any = (), table: Any = None) -> Any:
         view = LocalView(root, path_filter(tuple(include), tuple(exclude)), table)
         views.append(view)
         return view
@@ -45,7 +49,7 @@ def open_view(tmp_path):
         view.close()
 
 
-def paths(view):
+def paths(view: Any) -> Any:
     return [path for path, _ in walk(view, view.root(), None) if path]
 
 
@@ -59,19 +63,19 @@ EXCLUDES = {
 
 
 @pytest.mark.parametrize(("exclude", "expected"), EXCLUDES.values(), ids=EXCLUDES.keys())
-def test_patterns(tmp_path, open_view, exclude, expected):
+def test_patterns(tmp_path: Path, open_view: Any, exclude: Any, expected: Any) -> None:
     make(tmp_path, "a=1", "d/b=2", "d/e/c=3", "n/x=4")
     assert paths(open_view(tmp_path, exclude)) == expected
 
 
-def test_everything_belongs_to_root(tmp_path, open_view):
+def test_everything_belongs_to_root(tmp_path: Path, open_view: Any) -> None:
     make(tmp_path, "a=1")
     view = open_view(tmp_path)
     node = view.child(view.root(), "a")
     assert (node.uid, node.gid) == (0, 0)
 
 
-def test_sockets_are_left_out(tmp_path, open_view):
+def test_sockets_are_left_out(tmp_path: Path, open_view: Any) -> None:
     import socket
 
     make(tmp_path, "a=1")
@@ -80,9 +84,9 @@ def test_sockets_are_left_out(tmp_path, open_view):
         assert paths(open_view(tmp_path)) == ["a"]
 
 
-def test_a_link_of_the_tree_is_never_followed_outside(tmp_path, open_view):
+def test_a_link_of_the_tree_is_never_followed_outside(tmp_path: Path, open_view: Any) -> None:
     secret = make(tmp_path, "secret=1") / "secret"
-    root = make(tmp_path / "ctx", "a=1") if (tmp_path / "ctx").mkdir() is None else None
+    root = make(tmp_path / "ctx", "a=1")
     (root / "l").symlink_to(secret)
     view = open_view(root)
     assert view.child(view.root(), "l").is_link
@@ -90,7 +94,7 @@ def test_a_link_of_the_tree_is_never_followed_outside(tmp_path, open_view):
         content_digest(view, [Selector("/l", follow=True)], CancelToken())
 
 
-def test_a_directory_replaced_by_a_link_is_not_entered(tmp_path, open_view):
+def test_a_directory_replaced_by_a_link_is_not_entered(tmp_path: Path, open_view: Any) -> None:
     make(tmp_path, "outside/x=1", "ctx/d/x=2")
     view = open_view(tmp_path / "ctx")
     node = view.child(view.child(view.root(), "d"), "x")
@@ -100,12 +104,12 @@ def test_a_directory_replaced_by_a_link_is_not_entered(tmp_path, open_view):
         os.close(view.open(node))
 
 
-def test_a_missing_directory_is_an_error_that_names_it(tmp_path):
+def test_a_missing_directory_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(ContextError, match="nowhere"):
         LocalView(tmp_path / "nowhere", None, None)
 
 
-def test_a_file_that_vanishes_is_named(tmp_path, open_view):
+def test_a_file_that_vanishes_is_named(tmp_path: Path, open_view: Any) -> None:
     make(tmp_path, "a=1")
     view = open_view(tmp_path)
     node = view.child(view.root(), "a")
@@ -115,7 +119,7 @@ def test_a_file_that_vanishes_is_named(tmp_path, open_view):
     assert caught.value.retryable
 
 
-def test_a_file_that_changes_is_named(tmp_path, open_view):
+def test_a_file_that_changes_is_named(tmp_path: Path, open_view: Any) -> None:
     make(tmp_path, "a=1")
     view = open_view(tmp_path)
     node = view.child(view.root(), "a")
@@ -124,13 +128,15 @@ def test_a_file_that_changes_is_named(tmp_path, open_view):
         view.digests([node], CancelToken())
 
 
-def old(root):
+def old(root: Path) -> Any:
     """Make every file look left alone: ctime cannot be set, so wait until it is old enough."""
     time.sleep(0.15)
     return root
 
 
-def test_unchanged_files_are_not_read_again(tmp_path, open_view, monkeypatch):
+def test_unchanged_files_are_not_read_again(
+    tmp_path: Path, open_view: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = tmp_path / "ctx"
     root.mkdir()
     old(make(root, "a=1", "d/b=2"))
@@ -143,7 +149,7 @@ def test_unchanged_files_are_not_read_again(tmp_path, open_view, monkeypatch):
     assert content_digest(second, [Selector()], CancelToken()) == digest
 
 
-def test_a_change_with_the_same_size_and_mtime_is_noticed(tmp_path, open_view):
+def test_a_change_with_the_same_size_and_mtime_is_noticed(tmp_path: Path, open_view: Any) -> None:
     root = tmp_path / "ctx"
     root.mkdir()
     old(make(root, "a=1"))
@@ -158,7 +164,7 @@ def test_a_change_with_the_same_size_and_mtime_is_noticed(tmp_path, open_view):
     assert content_digest(second, [Selector()], CancelToken()) != digest
 
 
-def test_a_file_written_just_before_is_not_believed_next_time(tmp_path, open_view):
+def test_a_file_written_just_before_is_not_believed_next_time(tmp_path: Path, open_view: Any) -> None:
     root = tmp_path / "ctx"
     root.mkdir()
     make(root, "a=1")
@@ -169,7 +175,7 @@ def test_a_file_written_just_before_is_not_believed_next_time(tmp_path, open_vie
     assert len(StatTable(tmp_path / "stat")) == 0
 
 
-def test_excluded_says_why_a_path_is_missing(tmp_path, open_view):
+def test_excluded_says_why_a_path_is_missing(tmp_path: Path, open_view: Any) -> None:
     make(tmp_path, "a=1", "b=2")
     view = open_view(tmp_path, ["a"])
     assert view.excluded("a")
@@ -180,7 +186,9 @@ def test_excluded_says_why_a_path_is_missing(tmp_path, open_view):
 
 
 @pytest.mark.parametrize("kernel", ["new", "old"])
-def test_opening_beneath_follows_no_link(tmp_path, monkeypatch, kernel):
+def test_opening_beneath_follows_no_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: Any
+) -> None:
     if kernel == "old":
         monkeypatch.setattr("crossdock.engine.cache.beneath._missing", True)
     make(tmp_path, "d/x=1", "l>d", "d/y>x")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,9 +16,12 @@ from crossdock.engine.ops.upper import Upper
 from crossdock.errors import SolveError, UsageError
 from crossdock.llb.ops import FileActionCopy
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 @pytest.fixture
-def source(tmp_path):
+def source(tmp_path: Path) -> Any:
     base = tmp_path / "src"
     (base / "d/e").mkdir(parents=True)
     (base / "d/a").write_text("a")
@@ -29,7 +33,17 @@ def source(tmp_path):
     return base
 
 
-def run(tmp_path, source, src, dest, *, lowers=(), existing=(), options=None, **fields):
+def run(
+    tmp_path: Path,
+    source: Any,
+    src: Any,
+    dest: Any,
+    *,
+    lowers: Any = (),
+    existing: Any = (),
+    options: Any = None,
+    **fields: Any,
+) -> Any:
     """Copy, and return what the result looks like: ``{path: text, '/' or '>target'}``."""
     lower = tmp_path / "lower"
     lower.mkdir(exist_ok=True)
@@ -62,7 +76,7 @@ def run(tmp_path, source, src, dest, *, lowers=(), existing=(), options=None, **
     return show(upper.view)
 
 
-def show(view, node=None):
+def show(view: Any, node: Any = None) -> Any:
     out = {}
     for kid in view.children(node or view.root()).values():
         if kid.is_dir:
@@ -124,16 +138,16 @@ CASES = {
 
 
 @pytest.mark.parametrize(("src", "dest", "existing", "expected"), CASES.values(), ids=CASES.keys())
-def test_destination(tmp_path, source, src, dest, existing, expected):
+def test_destination(tmp_path: Path, source: Any, src: Any, dest: Any, existing: Any, expected: Any) -> None:
     assert run(tmp_path, source, src, dest, existing=existing) == expected
 
 
-def test_a_directory_itself_without_contents_flag(tmp_path, source):
+def test_a_directory_itself_without_contents_flag(tmp_path: Path, source: Any) -> None:
     result = run(tmp_path, source, "d", "/x", existing=("x/",), dir_copy_contents=False)
     assert result == {"x": "/", "x/d": "/", "x/d/a": "a", "x/d/e": "/", "x/d/e/b": "b"}
 
 
-def test_a_link_is_kept_when_not_followed(tmp_path, source):
+def test_a_link_is_kept_when_not_followed(tmp_path: Path, source: Any) -> None:
     assert run(tmp_path, source, "l", "/x", follow_symlink=False) == {"x": ">c"}
 
 
@@ -152,28 +166,28 @@ ERRORS = {
 
 
 @pytest.mark.parametrize(("fields", "existing", "message"), ERRORS.values(), ids=ERRORS.keys())
-def test_errors(tmp_path, source, fields, existing, message):
+def test_errors(tmp_path: Path, source: Any, fields: Any, existing: Any, message: Any) -> None:
     with pytest.raises(SolveError, match=message):
         run(tmp_path, source, existing=existing, **fields)
 
 
-def test_an_empty_wildcard_may_be_allowed(tmp_path, source):
+def test_an_empty_wildcard_may_be_allowed(tmp_path: Path, source: Any) -> None:
     assert run(tmp_path, source, "z*", "/x", allow_empty_wildcard=True) == {}
 
 
-def test_a_plain_path_must_exist_even_then(tmp_path, source):
+def test_a_plain_path_must_exist_even_then(tmp_path: Path, source: Any) -> None:
     with pytest.raises(SolveError, match="not found"):
         run(tmp_path, source, "zzz", "/x", allow_empty_wildcard=True)
 
 
-def test_replacing_whatever_is_there(tmp_path, source):
+def test_replacing_whatever_is_there(tmp_path: Path, source: Any) -> None:
     result = run(
         tmp_path, source, "d", "/x", existing=("x/a/deep/", "x/e"), always_replace_existing_dest_paths=True
     )
     assert result == D
 
 
-def test_include_and_exclude(tmp_path, source):
+def test_include_and_exclude(tmp_path: Path, source: Any) -> None:
     assert run(tmp_path, source, "/", "/x/", include_patterns=("d/e/b",)) == {
         "x": "/",
         "x/d": "/",
@@ -182,11 +196,11 @@ def test_include_and_exclude(tmp_path, source):
     }
 
 
-def test_excluded_paths_are_left_out(tmp_path, source):
+def test_excluded_paths_are_left_out(tmp_path: Path, source: Any) -> None:
     assert run(tmp_path, source, "/", "/x/", exclude_patterns=("d", "l")) == {"x": "/", "x/c": "c"}
 
 
-def test_attributes_are_kept(tmp_path, source):
+def test_attributes_are_kept(tmp_path: Path, source: Any) -> None:
     (source / "c").chmod(0o4751)
     os.setxattr(source / "c", "user.k", b"v")
     run(tmp_path, source, "c", "/x")
@@ -196,12 +210,12 @@ def test_attributes_are_kept(tmp_path, source):
     assert os.getxattr(tmp_path / "upper/x", "user.k") == b"v"
 
 
-def test_directory_times_survive_what_is_copied_into_them(tmp_path, source):
+def test_directory_times_survive_what_is_copied_into_them(tmp_path: Path, source: Any) -> None:
     run(tmp_path, source, "/", "/x/")
     assert (tmp_path / "upper/x/d").stat().st_mtime == 2000
 
 
-def test_a_given_time_is_everywhere(tmp_path, source):
+def test_a_given_time_is_everywhere(tmp_path: Path, source: Any) -> None:
     run(tmp_path, source, "/", "/p/q/", options=CopyOptions(time_ns=5_000_000_000))
     found = [
         os.lstat(os.path.join(base, name)).st_mtime
@@ -211,19 +225,19 @@ def test_a_given_time_is_everywhere(tmp_path, source):
     assert set(found) == {5}
 
 
-def test_hard_links_stay_links(tmp_path, source):
+def test_hard_links_stay_links(tmp_path: Path, source: Any) -> None:
     os.link(source / "d/a", source / "d/e/again")
     run(tmp_path, source, "d", "/x")
     assert (tmp_path / "upper/x/a").stat().st_ino == (tmp_path / "upper/x/e/again").stat().st_ino
 
 
-def test_mode_is_applied_to_files_and_directories(tmp_path, source):
+def test_mode_is_applied_to_files_and_directories(tmp_path: Path, source: Any) -> None:
     run(tmp_path, source, "d", "/x/", options=CopyOptions(mode=parse_mode("u=rwX,go=rX")))
     assert stat.S_IMODE((tmp_path / "upper/x/a").stat().st_mode) == 0o644
     assert stat.S_IMODE((tmp_path / "upper/x/e").stat().st_mode) == 0o755
 
 
-def test_large_files_are_copied_whole(tmp_path, source):
+def test_large_files_are_copied_whole(tmp_path: Path, source: Any) -> None:
     data = os.urandom(3_000_001)
     (source / "big").write_bytes(data)
     upper = Upper([], tmp_path, lenient_owner=True)
@@ -250,11 +264,11 @@ MODES = {
 
 
 @pytest.mark.parametrize(("text", "before", "after"), MODES.values(), ids=MODES.keys())
-def test_modes(text, before, after):
+def test_modes(text: Any, before: Any, after: Any) -> None:
     assert oct(parse_mode(text)(before)) == oct(after)
 
 
 @pytest.mark.parametrize("text", ["", "8", "u", "u+q", "x+r", "u+x;rm", "09"])
-def test_bad_modes(text):
+def test_bad_modes(text: Any) -> None:
     with pytest.raises(UsageError, match="invalid mode"):
         parse_mode(text)

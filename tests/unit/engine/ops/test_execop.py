@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -42,17 +43,25 @@ META = ExecMeta(args=("/bin/sh", "-c", "true"), extra_hosts=(HostIP("h", "1.2.3.
 OP = ExecOp(meta=META, mounts=(ROOT,))
 
 
-def made(op, *, inputs=1, platform="linux/amd64", allow=("network.host", "security.insecure"), metadata=None):
+def made(
+    op: Any,
+    *,
+    inputs: Any = 1,
+    platform: Any = "linux/amd64",
+    allow: Any = ("network.host", "security.insecure"),
+    metadata: Any = None,
+) -> Any:
     sources = [Output(Node(SourceOp(f"docker-image://x{n}"))) for n in range(inputs)]
     node = Node(op, sources, platform=parse_platform(platform), metadata=metadata or OpMetadata())
-    return ExecSolverOp(node, SimpleNamespace(allow=frozenset(allow), platform=parse_platform("linux/amd64")))
+    env: Any = SimpleNamespace(allow=frozenset(allow), platform=parse_platform("linux/amd64"))
+    return ExecSolverOp(node, env)
 
 
-def digest(op, **more):
+def digest(op: Any, **more: Any) -> Any:
     return made(op, **more).cache_map(None).digest
 
 
-def meta(**change):
+def meta(**change: Any) -> Any:
     return replace(OP, meta=replace(META, **change))
 
 
@@ -74,11 +83,11 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("op", CHANGES.values(), ids=CHANGES.keys())
-def test_counts(op):
+def test_counts(op: Any) -> None:
     assert digest(op) != digest(OP)
 
 
-def test_the_platform_counts():
+def test_the_platform_counts() -> None:
     assert digest(OP) != digest(OP, platform="linux/arm64")
 
 
@@ -89,25 +98,25 @@ SAME = {
 
 
 @pytest.mark.parametrize("op", SAME.values(), ids=SAME.keys())
-def test_does_not_count(op):
+def test_does_not_count(op: Any) -> None:
     assert digest(op) == digest(OP)
 
 
-def test_resource_limits_and_names_do_not_count():
+def test_resource_limits_and_names_do_not_count() -> None:
     metadata = OpMetadata(linux_resources=LinuxResources(memory=5), description={"llb.customname": "x"})
     assert digest(OP, metadata=metadata) == digest(OP)
 
 
-def cache(id_, sharing=CacheSharing.SHARED):
+def cache(id_: Any, sharing: Any = CacheSharing.SHARED) -> Any:
     option = CacheOpt(id=id_, sharing=sharing)
     return digest(replace(OP, mounts=(ROOT, Mount(dest="/c", mount_type=MountType.CACHE, cache_opt=option))))
 
 
-def test_a_cache_mounts_own_id_and_sharing_do_not_count():
+def test_a_cache_mounts_own_id_and_sharing_do_not_count() -> None:
     assert cache("mine") == cache("other") == cache("mine", CacheSharing.LOCKED)
 
 
-def test_a_default_cache_mount_keeps_its_key():
+def test_a_default_cache_mount_keeps_its_key() -> None:
     assert cache("/c") != cache("mine")
     assert cache("/c") != cache("ns//c")
 
@@ -122,23 +131,23 @@ BINDS = {
 
 
 @pytest.mark.parametrize(("mount", "content"), BINDS.values(), ids=BINDS.keys())
-def test_which_binds_are_keyed_by_content(mount, content):
+def test_which_binds_are_keyed_by_content(mount: Any, content: Any) -> None:
     keys = made(replace(OP, mounts=(ROOT, mount)), inputs=2).cache_map(None).inputs
     assert [key.content for key in keys] == [False, content]
 
 
-def test_the_root_is_keyed_by_content_only_on_demand():
+def test_the_root_is_keyed_by_content_only_on_demand() -> None:
     on = replace(ROOT, content_cache=ContentCache.ON)
     assert made(replace(OP, mounts=(on,))).cache_map(None).inputs[0].content
 
 
-def test_content_that_cannot_be_trusted_is_refused():
+def test_content_that_cannot_be_trusted_is_refused() -> None:
     mount = Mount(dest="/b", input=1, output=1, selector="/part", content_cache=ContentCache.ON)
     with pytest.raises(SolveError, match="cannot be keyed by content"):
         made(replace(OP, mounts=(ROOT, mount)), inputs=2).cache_map(None)
 
 
-def test_selectors_are_in_the_input_key_and_limit_the_content():
+def test_selectors_are_in_the_input_key_and_limit_the_content() -> None:
     mount = Mount(dest="/b", input=1, readonly=True, selector="/part")
     op = made(replace(OP, mounts=(ROOT, mount)), inputs=2)
     assert op.cache_map(None).inputs[1].selector
@@ -157,12 +166,12 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("op", "kind", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_refused(op, kind, message):
+def test_refused(op: Any, kind: Any, message: Any) -> None:
     with pytest.raises(kind, match=message):
         made(op, allow=())
 
 
-def test_secret_options_count_but_values_never_do():
+def test_secret_options_count_but_values_never_do() -> None:
     one = Mount(dest="/s", mount_type=MountType.SECRET, secret_opt=SecretOpt(id="a"))
     two = Mount(dest="/s", mount_type=MountType.SECRET, secret_opt=SecretOpt(id="b"))
     assert digest(replace(OP, mounts=(ROOT, one))) != digest(replace(OP, mounts=(ROOT, two)))
@@ -171,7 +180,7 @@ def test_secret_options_count_but_values_never_do():
 # --- secrets in output -----------------------------------------------------------------------------------------
 
 
-def masked(secrets, *chunks):
+def masked(secrets: Any, *chunks: Any) -> Any:
     out = []
     masker = Masker([Secret(s) for s in secrets], lambda stream, data: out.append((stream, data)))
     for chunk in chunks:
@@ -180,26 +189,26 @@ def masked(secrets, *chunks):
     return b"".join(data for _, data in out)
 
 
-def test_a_secret_is_hidden_wherever_it_is_cut():
+def test_a_secret_is_hidden_wherever_it_is_cut() -> None:
     for at in range(1, 6):
         assert masked([b"secret"], b"a" + b"secret"[:at], b"secret"[at:] + b"b") == b"a***b"
 
 
-def test_a_secret_that_begins_a_longer_one_does_not_show_the_rest():
+def test_a_secret_that_begins_a_longer_one_does_not_show_the_rest() -> None:
     assert masked([b"abcd", b"abcdefgh"], b"abcd", b"efgh") == b"***"
     assert masked([b"abcd", b"abcdefgh"], b"abcd", b"zz") == b"***zz"
     assert masked([b"abcd", b"cdef"], b"xabcd", b"zz") == b"x***zz"
 
 
-def test_each_line_of_a_secret_is_hidden():
+def test_each_line_of_a_secret_is_hidden() -> None:
     assert masked([b"first-line\nsecond-line\n"], b"x second-line y") == b"x *** y"
 
 
-def test_short_values_are_left_alone():
+def test_short_values_are_left_alone() -> None:
     assert masked([b"abc"], b"abc") == b"abc"
 
 
-def test_without_secrets_nothing_is_held_back():
+def test_without_secrets_nothing_is_held_back() -> None:
     out = []
     masker = Masker([], lambda _stream, data: out.append(data))
     masker.write(1, b"par")
@@ -211,7 +220,7 @@ def test_without_secrets_nothing_is_held_back():
     data=st.lists(st.one_of(st.binary(max_size=6), st.sampled_from([b"abcd", b"bcde"])), max_size=8),
     cuts=st.lists(st.integers(0, 60), max_size=6),
 )
-def test_cutting_the_output_differently_never_shows_a_secret(secrets, data, cuts):
+def test_cutting_the_output_differently_never_shows_a_secret(secrets: Any, data: Any, cuts: Any) -> None:
     secrets = [*secrets, b"abcd"]
     whole = b"".join(data)
     at = sorted({min(cut, len(whole)) for cut in cuts} | {0, len(whole)})
@@ -219,7 +228,7 @@ def test_cutting_the_output_differently_never_shows_a_secret(secrets, data, cuts
     assert b"abcd" not in masked(secrets, *chunks)
 
 
-def test_the_tail_keeps_the_last_lines_and_the_unfinished_one():
+def test_the_tail_keeps_the_last_lines_and_the_unfinished_one() -> None:
     tail = LogTail(2)
     for chunk in (b"a\nb", b"c\r\nd\n", b"rest \xff"):
         tail.write(chunk)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ from crossdock.llb.ops import (
 ANY = FileActionMkDir(path="/x")
 
 
-def act(action=ANY, *, at=-1, secondary=-1, output=-1):
+def act(action: Any = ANY, *, at: Any = -1, secondary: Any = -1, output: Any = -1) -> Any:
     return FileAction(action=action, input=at, secondary_input=secondary, output=output)
 
 
@@ -55,7 +56,7 @@ PLANS = {
 
 
 @pytest.mark.parametrize(("actions", "inputs", "expected"), PLANS.values(), ids=PLANS.keys())
-def test_plan(actions, inputs, expected):
+def test_plan(actions: Any, inputs: Any, expected: Any) -> None:
     assert plan(actions, inputs) == expected
 
 
@@ -64,37 +65,38 @@ def test_plan(actions, inputs, expected):
     [[act()], [act(output=1)], [act(output=0), act(output=0)]],
     ids=["no output", "output 0 missing", "an output twice"],
 )
-def test_bad_outputs(actions):
+def test_bad_outputs(actions: Any) -> None:
     with pytest.raises(SolveError, match="output"):
         plan(actions, 0)
 
 
-def source(name="a"):
+def source(name: Any = "a") -> Any:
     return Output(Node(SourceOp(f"local://{name}")))
 
 
-def op(*actions, inputs=2):
-    return FileSolverOp(Node(FileOp(actions), [source(str(n)) for n in range(inputs)]), None)
+def op(*actions: Any, inputs: Any = 2) -> Any:
+    env: Any = None
+    return FileSolverOp(Node(FileOp(actions), [source(str(n)) for n in range(inputs)]), env)
 
 
 COPY = FileActionCopy(src="/dir/file", dest="/to/", create_dest_path=True)
 
 
-def key(action, inputs=2):
+def key(action: Any, inputs: Any = 2) -> Any:
     return op(act(action, at=0, secondary=1, output=0), inputs=inputs).cache_map(None)
 
 
-def test_an_index_that_is_no_input_is_refused():
+def test_an_index_that_is_no_input_is_refused() -> None:
     with pytest.raises(SolveError, match="uses 7"):
         op(act(at=7, output=0))
 
 
-def test_an_op_without_actions_is_refused():
+def test_an_op_without_actions_is_refused() -> None:
     with pytest.raises(SolveError, match="no actions"):
         op()
 
 
-def test_the_directory_of_a_copied_path_is_left_to_its_content():
+def test_the_directory_of_a_copied_path_is_left_to_its_content() -> None:
     assert key(COPY).digest == key(replace(COPY, src="/other/file")).digest
     assert key(COPY).inputs != key(replace(COPY, src="/other/file")).inputs
 
@@ -121,36 +123,36 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_what_changes_the_key_of_a_copy(change):
+def test_what_changes_the_key_of_a_copy(change: Any) -> None:
     assert key(COPY).digest != key(replace(COPY, **change)).digest
 
 
-def test_what_is_only_read_is_keyed_by_content_and_what_is_changed_is_not():
+def test_what_is_only_read_is_keyed_by_content_and_what_is_changed_is_not() -> None:
     made = op(act(COPY, at=0, secondary=1, output=0))
     assert [k.content for k in made.cache_map(None).inputs] == [False, True]
     assert made.selectors() == {1: [Selector("/dir/file")]}
 
 
-def test_an_owner_by_name_reads_the_user_files_of_its_input():
+def test_an_owner_by_name_reads_the_user_files_of_its_input() -> None:
     owned = replace(COPY, owner=ChownOpt(user=NamedUser("bob", 1), group=NamedUser("staff", 1)))
     chosen = op(act(owned, at=0, secondary=1, output=0)).selectors()[1]
     assert [s.path for s in chosen] == ["/etc/passwd", "/etc/group", "/dir/file"]
 
 
-def test_an_owner_from_the_changed_input_needs_no_content():
+def test_an_owner_from_the_changed_input_needs_no_content() -> None:
     owned = replace(COPY, owner=ChownOpt(user=NamedUser("bob", 0)))
     assert op(act(owned, at=0, secondary=1, output=0)).selectors().keys() == {1}
 
 
-def test_copying_from_an_earlier_action_keeps_the_whole_path_in_the_key():
-    def made(src):
+def test_copying_from_an_earlier_action_keeps_the_whole_path_in_the_key() -> None:
+    def made(src: Any) -> Any:
         first = act(FileActionMkFile(path="/f", data=b"x"))
         return op(first, act(replace(COPY, src=src), at=0, secondary=2, output=0)).cache_map(None).digest
 
     assert made("/a/f") != made("/b/f")
 
 
-def test_kinds_of_actions_do_not_collide():
+def test_kinds_of_actions_do_not_collide() -> None:
     keys = {
         op(act(a, at=0, output=0)).cache_map(None).digest
         for a in (

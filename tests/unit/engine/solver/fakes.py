@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crossdock.engine.solver import model
 from crossdock.engine.solver.model import CacheMap, Found, InputKey, VertexSpec
@@ -37,7 +37,7 @@ class FakeOp:
         content: Sequence[int] = (),
         inputs: int = 0,
         volatile: bool = False,
-        reads=None,
+        reads: Any = None,
         fails: BaseException | None = None,
         outputs: int = 1,
     ) -> None:
@@ -119,7 +119,7 @@ class Driver:
         self.state = SolverState()
         self.cache = cache or FakeCache()
         self.rng = rng
-        self.pending: list[model.Command] = []
+        self.pending: list[Any] = []
         self.finished: dict[str, model.FinishJob] = {}
         self.notes: list[model.Notify] = []
         self.cancels: list[int] = []
@@ -147,16 +147,17 @@ class Driver:
         self.send(self.perform(command))
         return True
 
-    def perform(self, command: model.Command) -> model.Event:
+    def perform(self, command: Any) -> model.Event:
         try:
             return self._perform(command)
         except SolveError as exc:
             return model.CommandFailed(command.token, exc)
 
-    def _perform(self, command: model.Command) -> model.Event:
+    def _perform(self, command: Any) -> model.Event:
+        ctx: Any = None
         match command:
             case model.AskCacheMap():
-                return model.CacheMapReady(command.token, command.op.cache_map(None))
+                return model.CacheMapReady(command.token, command.op.cache_map(ctx))
             case model.Lookup():
                 found = self.cache.lookup(command.key)
                 if found and command.alias:
@@ -165,16 +166,17 @@ class Driver:
             case model.AskContent():
                 return model.ContentReady(
                     command.token,
-                    tuple((i, command.op.content_digest(i, r, None)) for i, r in command.inputs),
+                    tuple((i, command.op.content_digest(i, r, ctx)) for i, r in command.inputs),
                 )
             case model.Execute():
-                results = tuple(command.op.execute(command.inputs, None))
+                results = tuple(command.op.execute(command.inputs, ctx))
                 if command.key is not None:
                     self.cache.save(command.key, results, vertex=command.vertex)
                     for alias in command.aliases:
                         self.cache.link(alias, command.key)
                 return model.RunDone(command.token, results)
-        raise AssertionError(command)
+            case _:
+                raise AssertionError(command)
 
     def run(self) -> None:
         while self.step():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +17,7 @@ _FIELD = st.one_of(
 )
 
 
-def key(fields, kind="k"):
+def key(fields: Any, kind: Any = "k") -> Any:
     hasher = KeyHasher(kind)
     for method, label, value in fields:
         getattr(hasher, method)(label, value)
@@ -23,15 +25,15 @@ def key(fields, kind="k"):
 
 
 @given(st.lists(_FIELD, max_size=4), st.lists(_FIELD, max_size=4))
-def test_different_fields_give_different_keys(one, two):
+def test_different_fields_give_different_keys(one: Any, two: Any) -> None:
     assert (key(one) == key(two)) == (one == two)
 
 
-def test_kinds_are_separate_key_spaces():
+def test_kinds_are_separate_key_spaces() -> None:
     assert key([], "exec") != key([], "file")
 
 
-def test_the_recorder_sees_every_field():
+def test_the_recorder_sees_every_field() -> None:
     seen = []
     KeyHasher("k", lambda label, value: seen.append((label, value))).text("a", "x").number("n", 3).texts(
         "l", ["p", "q"]
@@ -39,5 +41,5 @@ def test_the_recorder_sees_every_field():
     assert seen == [("a", "x"), ("n", "3"), ("l", "['p', 'q']")]
 
 
-def test_names_that_are_not_utf8_are_kept_apart():
+def test_names_that_are_not_utf8_are_kept_apart() -> None:
     assert key([("text", "a", "\udcff")]) != key([("text", "a", "\udcfe")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 
@@ -13,33 +14,33 @@ from unit.engine.solver.fakes import FakeCache, FakeOp, vertex
 
 
 class Watcher:
-    def __init__(self):
-        self.notes = []
-        self.events = []
+    def __init__(self) -> None:
+        self.notes: list[tuple[str, str]] = []
+        self.events: list[Any] = []
 
-    def notify(self, vertex, what, error):
+    def notify(self, vertex: Any, what: Any, error: Any) -> None:
         self.notes.append((vertex, what))
 
-    def emit(self, vertex, event):
+    def emit(self, vertex: Any, event: Any) -> None:
         self.events.append((vertex, event))
 
 
 @pytest.fixture
-def cache():
+def cache() -> Any:
     return FakeCache()
 
 
 @pytest.fixture
-def scheduler(cache):
+def scheduler(cache: Any) -> Any:
     made = Scheduler(cache, parallelism=4)
     yield made
     made.close(5)
 
 
-def in_thread(fn):
+def in_thread(fn: Any) -> Any:
     box = {}
 
-    def work():
+    def work() -> None:
         try:
             box["value"] = fn()
         except BaseException as exc:  # noqa: BLE001 -- handed to the test
@@ -50,8 +51,8 @@ def in_thread(fn):
     return thread, box
 
 
-def test_a_graph_is_solved_and_cached(scheduler, cache):
-    def graph():
+def test_a_graph_is_solved_and_cached(scheduler: Any, cache: Any) -> None:
+    def graph() -> Any:
         ops = [FakeOp("a"), FakeOp("b"), FakeOp("c")]
         return ops, [vertex(ops[0]), vertex(ops[1], "a"), vertex(ops[2], "a", "b")]
 
@@ -65,12 +66,12 @@ def test_a_graph_is_solved_and_cached(scheduler, cache):
         assert ("c", "done" if expected else "cached") in watcher.notes
 
 
-def test_independent_ops_run_at_once_and_no_more_than_the_limit(cache):
+def test_independent_ops_run_at_once_and_no_more_than_the_limit(cache: Any) -> None:
     scheduler = Scheduler(cache, parallelism=2)
     lock, running, peak = threading.Lock(), 0, 0
 
     class Busy(FakeOp):
-        def execute(self, inputs, ctx):
+        def execute(self, inputs: Any, ctx: Any) -> Any:
             nonlocal running, peak
             with lock:
                 running += 1
@@ -86,7 +87,7 @@ def test_independent_ops_run_at_once_and_no_more_than_the_limit(cache):
     assert peak == 2
 
 
-def test_two_solves_of_one_vertex_share_it_and_the_last_to_leave_cancels(scheduler):
+def test_two_solves_of_one_vertex_share_it_and_the_last_to_leave_cancels(scheduler: Any) -> None:
     op = FakeOp("a")
     op.gate = threading.Event()
     one, two = CancelToken(), CancelToken()
@@ -106,7 +107,7 @@ def test_two_solves_of_one_vertex_share_it_and_the_last_to_leave_cancels(schedul
     assert op.exec_calls <= 2
 
 
-def test_cancelling_stops_the_op(scheduler):
+def test_cancelling_stops_the_op(scheduler: Any) -> None:
     op = FakeOp("a")
     op.gate = threading.Event()
     token = CancelToken()
@@ -122,7 +123,7 @@ def test_cancelling_stops_the_op(scheduler):
     assert op.cancelled
 
 
-def test_the_error_of_an_op_is_raised_as_it_is(scheduler):
+def test_the_error_of_an_op_is_raised_as_it_is(scheduler: Any) -> None:
     error = SolveError("boom")
     watcher = Watcher()
     with pytest.raises(SolveError) as caught:
@@ -131,7 +132,7 @@ def test_the_error_of_an_op_is_raised_as_it_is(scheduler):
     assert watcher.notes == [("a", "started"), ("a", "failed")]
 
 
-def test_a_foreign_exception_in_an_op_fails_the_vertex_not_the_solver(scheduler):
+def test_a_foreign_exception_in_an_op_fails_the_vertex_not_the_solver(scheduler: Any) -> None:
     with pytest.raises(ValueError, match="odd"):
         scheduler.solve(
             [vertex(FakeOp("a", fails=ValueError("odd")))],
@@ -142,7 +143,7 @@ def test_a_foreign_exception_in_an_op_fails_the_vertex_not_the_solver(scheduler)
     assert scheduler.solve([vertex(FakeOp("b"))], [("b", 0)], watcher=Watcher(), cancel=CancelToken())
 
 
-def test_two_schedulers_on_one_cache_run_a_key_once(cache):
+def test_two_schedulers_on_one_cache_run_a_key_once(cache: Any) -> None:
     ops = [FakeOp("a"), FakeOp("a")]
     for op in ops:
         op.gate = threading.Event()
@@ -155,6 +156,7 @@ def test_two_schedulers_on_one_cache_run_a_key_once(cache):
     while not any(op.started.is_set() for op in ops):
         threading.Event().wait(0.005)
     for op in ops:
+        assert op.gate is not None
         op.gate.set()
     for thread, _ in threads:
         thread.join(5)
@@ -165,7 +167,7 @@ def test_two_schedulers_on_one_cache_run_a_key_once(cache):
     assert {w.notes[-1] for w in watchers} == {("a", "done"), ("a", "cached")}
 
 
-def test_a_cancelled_token_is_refused_before_anything_starts(scheduler):
+def test_a_cancelled_token_is_refused_before_anything_starts(scheduler: Any) -> None:
     token = CancelToken()
     token.cancel()
     op = FakeOp("a")
@@ -174,7 +176,7 @@ def test_a_cancelled_token_is_refused_before_anything_starts(scheduler):
     assert op.cache_map_calls == 0
 
 
-def test_closing_ends_what_runs(cache):
+def test_closing_ends_what_runs(cache: Any) -> None:
     scheduler = Scheduler(cache, parallelism=2)
     op = FakeOp("a")
     op.gate = threading.Event()
@@ -187,7 +189,7 @@ def test_closing_ends_what_runs(cache):
     assert isinstance(box["error"], Cancelled)
 
 
-def test_a_watcher_hears_of_its_own_vertices_only(scheduler):
+def test_a_watcher_hears_of_its_own_vertices_only(scheduler: Any) -> None:
     ops = [FakeOp("one", key="same"), FakeOp("two", key="same")]
     ops[0].gate = threading.Event()
     watchers = [Watcher(), Watcher()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,27 +16,27 @@ from unit.engine.solver.fakes import Driver, FakeCache, FakeOp, vertex
 
 
 @pytest.fixture
-def cache():
+def cache() -> Any:
     return FakeCache()
 
 
-def driver(cache, seed=1):
+def driver(cache: Any, seed: Any = 1) -> Any:
     return Driver(random.Random(seed), cache)
 
 
-def chain(**names):
+def chain(**names: Any) -> Any:
     a, b, c = FakeOp(names.get("a", "a")), FakeOp("b"), FakeOp("c")
     return [a, b, c], [vertex(a), vertex(b, a.name), vertex(c, "b")]
 
 
-def test_a_chain_runs_each_op_once_in_order(cache):
+def test_a_chain_runs_each_op_once_in_order(cache: Any) -> None:
     ops, specs = chain()
     done = driver(cache).solve(specs, "c")
     assert done.results == ("c:0(b:0(a:0()))",)
     assert [op.exec_calls for op in ops] == [1, 1, 1]
 
 
-def test_a_second_solve_runs_nothing(cache):
+def test_a_second_solve_runs_nothing(cache: Any) -> None:
     driver(cache).solve(chain()[1], "c")
     ops, specs = chain()
     second = driver(cache)
@@ -45,7 +46,7 @@ def test_a_second_solve_runs_nothing(cache):
     assert [n.vertex for n in second.notes] == ["a", "b", "c"]
 
 
-def test_a_hit_needs_no_result_of_its_inputs(cache):
+def test_a_hit_needs_no_result_of_its_inputs(cache: Any) -> None:
     driver(cache).solve(chain()[1], "c")
     keys = [k for k, v in cache.results.items() if v[0] in ("a:0()", "b:0(a:0())")]
     for key in keys:
@@ -55,7 +56,7 @@ def test_a_hit_needs_no_result_of_its_inputs(cache):
     assert [op.exec_calls for op in ops] == [0, 0, 0]
 
 
-def test_what_changed_reruns_and_what_follows_too(cache):
+def test_what_changed_reruns_and_what_follows_too(cache: Any) -> None:
     driver(cache).solve(chain()[1], "c")
     a, b, c = FakeOp("a"), FakeOp("b2"), FakeOp("c")
     done = driver(cache).solve([vertex(a), vertex(b, "a"), vertex(c, "b2")], "c")
@@ -63,7 +64,7 @@ def test_what_changed_reruns_and_what_follows_too(cache):
     assert (a.exec_calls, b.exec_calls, c.exec_calls) == (0, 1, 1)
 
 
-def copy_from(text, *, volatile=False):
+def copy_from(text: Any, *, volatile: Any = False) -> Any:
     """A source whose text is given, and a copy that reads only what is left of ``|``."""
     source = FakeOp(text, volatile=volatile)
     copy = FakeOp("copy", content=[0], reads=lambda t: t.split("|")[0])
@@ -71,7 +72,7 @@ def copy_from(text, *, volatile=False):
     return (source, copy, run), [vertex(source), vertex(copy, text), vertex(run, "copy")]
 
 
-def test_different_definitions_with_the_same_content_meet_again(cache):
+def test_different_definitions_with_the_same_content_meet_again(cache: Any) -> None:
     driver(cache).solve(copy_from("same|one")[1], "run")
     (source, copy, run), specs = copy_from("same|two")
     again = driver(cache)
@@ -83,14 +84,14 @@ def test_different_definitions_with_the_same_content_meet_again(cache):
     assert (source.exec_calls, copy.content_calls, copy.exec_calls, run.exec_calls) == (0, 0, 0, 0)
 
 
-def test_other_content_runs_again(cache):
+def test_other_content_runs_again(cache: Any) -> None:
     driver(cache).solve(copy_from("same|one")[1], "run")
     (_, copy, run), specs = copy_from("other|one")
     driver(cache).solve(specs, "run")
     assert (copy.exec_calls, run.exec_calls) == (1, 1)
 
 
-def test_a_volatile_source_is_never_saved_but_its_user_is(cache):
+def test_a_volatile_source_is_never_saved_but_its_user_is(cache: Any) -> None:
     driver(cache).solve(copy_from("tree|1", volatile=True)[1], "run")
     assert all("tree" not in str(k) for k in cache.links)
     assert not any(str(v[0]).startswith("tree|1:0") for v in cache.results.values())
@@ -99,14 +100,14 @@ def test_a_volatile_source_is_never_saved_but_its_user_is(cache):
     assert (source.exec_calls, copy.content_calls, copy.exec_calls, run.exec_calls) == (1, 1, 0, 0)
 
 
-def test_the_user_of_a_volatile_source_is_keyed_by_content_even_if_it_did_not_ask(cache):
+def test_the_user_of_a_volatile_source_is_keyed_by_content_even_if_it_did_not_ask(cache: Any) -> None:
     for expected in (1, 0):
         source, run = FakeOp("dir", volatile=True), FakeOp("run")
         driver(cache).solve([vertex(source), vertex(run, "dir")], "run")
         assert (run.content_calls, run.exec_calls) == (1, expected)
 
 
-def test_equal_keys_run_once_within_one_solve(cache):
+def test_equal_keys_run_once_within_one_solve(cache: Any) -> None:
     one, two = FakeOp("one", key="same"), FakeOp("two", key="same")
     top = FakeOp("top")
     d = driver(cache)
@@ -116,7 +117,7 @@ def test_equal_keys_run_once_within_one_solve(cache):
     assert [n.what for n in d.notes if n.vertex in ("one", "two")].count("cached") == 1
 
 
-def test_equal_content_runs_once_within_one_solve(cache):
+def test_equal_content_runs_once_within_one_solve(cache: Any) -> None:
     a, b = FakeOp("x|a"), FakeOp("x|b")
     first = FakeOp("first", key="copy", content=[0], reads=lambda t: t.split("|")[0])
     second = FakeOp("second", key="copy", content=[0], reads=lambda t: t.split("|")[0])
@@ -132,7 +133,7 @@ def test_equal_content_runs_once_within_one_solve(cache):
     assert first.exec_calls + second.exec_calls == 1
 
 
-def test_ignoring_the_cache_runs_again_once_and_saves_for_the_next(cache):
+def test_ignoring_the_cache_runs_again_once_and_saves_for_the_next(cache: Any) -> None:
     driver(cache).solve(chain()[1], "c")
     ops, specs = chain()
     specs[1] = specs[1]._replace(nonce="n1", id="b")
@@ -148,7 +149,7 @@ def test_ignoring_the_cache_runs_again_once_and_saves_for_the_next(cache):
     assert [op.exec_calls for op in ops] == [0, 0, 0]
 
 
-def test_an_error_names_the_vertex_and_stops_the_job(cache):
+def test_an_error_names_the_vertex_and_stops_the_job(cache: Any) -> None:
     a, b, c = FakeOp("a"), FakeOp("b", fails=SolveError("boom")), FakeOp("c")
     d = driver(cache)
     done = d.solve([vertex(a), vertex(b, "a"), vertex(c, "b")], "c")
@@ -159,7 +160,7 @@ def test_an_error_names_the_vertex_and_stops_the_job(cache):
     assert d.state.idle
 
 
-def test_a_failure_cancels_what_else_runs_for_the_job(cache):
+def test_a_failure_cancels_what_else_runs_for_the_job(cache: Any) -> None:
     slow, bad, top = FakeOp("slow"), FakeOp("bad", fails=SolveError("no")), FakeOp("top")
     d = driver(cache)
     d.send(model.AddJob("j", (vertex(slow), vertex(bad), vertex(top, "slow", "bad")), (("top", 0),)))
@@ -176,7 +177,7 @@ def test_a_failure_cancels_what_else_runs_for_the_job(cache):
     assert d.finished["j"].vertex == "bad"
 
 
-def test_only_the_last_interested_job_cancels(cache):
+def test_only_the_last_interested_job_cancels(cache: Any) -> None:
     specs = chain()[1]
     d = driver(cache)
     d.send(model.AddJob("one", tuple(specs), (("c", 0),)))
@@ -193,7 +194,7 @@ def test_only_the_last_interested_job_cancels(cache):
     assert d.finished == {}
 
 
-def test_a_vertex_only_keyed_for_others_stops_when_nobody_wants_it(cache):
+def test_a_vertex_only_keyed_for_others_stops_when_nobody_wants_it(cache: Any) -> None:
     specs = chain()[1]
     driver(cache).solve(specs, "c")
     key = next(k for k, v in cache.results.items() if v[0] == "a:0()")
@@ -220,7 +221,7 @@ def test_a_vertex_only_keyed_for_others_stops_when_nobody_wants_it(cache):
     assert d.finished["cached"].error is None
 
 
-def test_outputs_are_told_apart(cache):
+def test_outputs_are_told_apart(cache: Any) -> None:
     two = FakeOp("two", outputs=2)
     left, right = FakeOp("l", key="same"), FakeOp("r", key="same")
     specs = [vertex(two), vertex(left, ("two", 0)), vertex(right, ("two", 1))]
@@ -228,11 +229,11 @@ def test_outputs_are_told_apart(cache):
     assert done.results == ("l:0(two:0())", "r:0(two:1())")
 
 
-def test_a_solve_of_nothing_ends_at_once(cache):
+def test_a_solve_of_nothing_ends_at_once(cache: Any) -> None:
     assert driver(cache).solve([]).results == ()
 
 
-def test_late_joiner_hears_the_present_state(cache):
+def test_late_joiner_hears_the_present_state(cache: Any) -> None:
     specs = chain()[1]
     d = driver(cache)
     d.send(model.AddJob("one", tuple(specs), (("c", 0),)))
@@ -243,20 +244,20 @@ def test_late_joiner_hears_the_present_state(cache):
     assert [(n.vertex, n.what) for n in sorted(d.notes)] == [("a", "cached"), ("b", "started")]
 
 
-def test_every_transition_in_the_table_is_documented():
+def test_every_transition_in_the_table_is_documented() -> None:
     text = (__import__("pathlib").Path(__file__).parents[4] / "docs/dev/solver.md").read_text()
     for start, end in TRANSITIONS:
         assert f"| {start.name} | {end.name} |" in text
 
 
-def test_the_story_tells_a_vertex_life(cache):
+def test_the_story_tells_a_vertex_life(cache: Any) -> None:
     d = driver(cache)
     d.solve(chain()[1], "c")
     assert d.state.story("a").splitlines()[0] == "AskCacheMap"
     assert "running -> done" in d.state.story("a")
 
 
-def test_an_answer_to_an_unknown_command_is_ignored():
+def test_an_answer_to_an_unknown_command_is_ignored() -> None:
     state = SolverState()
     assert state.handle(model.RunDone(77, ("x",))) == []
 
@@ -264,7 +265,7 @@ def test_an_answer_to_an_unknown_command_is_ignored():
 # --- random ----------------------------------------------------------------------------------------------------
 
 
-def random_graph(rng: random.Random, size: int, jobs: int):
+def random_graph(rng: random.Random, size: int, jobs: int) -> Any:
     """Ops with few distinct keys and contents, so that vertices merge often."""
     ops: list[FakeOp] = []
     specs: list[model.VertexSpec] = []
@@ -288,7 +289,9 @@ def random_graph(rng: random.Random, size: int, jobs: int):
 
 @settings(max_examples=300, deadline=None)
 @given(seed=st.integers(0, 10**9), size=st.integers(1, 20), jobs=st.integers(1, 4), warm=st.booleans())
-def test_any_order_ends_with_every_job_answered_and_nothing_run_twice(seed, size, jobs, warm):
+def test_any_order_ends_with_every_job_answered_and_nothing_run_twice(
+    seed: Any, size: Any, jobs: Any, warm: Any
+) -> None:
     rng = random.Random(seed)
     ops, specs, wanted = random_graph(rng, size, jobs)
     cache = FakeCache()
@@ -325,8 +328,8 @@ def test_any_order_ends_with_every_job_answered_and_nothing_run_twice(seed, size
 
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 10**9), size=st.integers(1, 14))
-def test_results_do_not_depend_on_the_order_of_events(seed, size):
-    def outcome(order: int):
+def test_results_do_not_depend_on_the_order_of_events(seed: Any, size: Any) -> None:
+    def outcome(order: int) -> Any:
         ops, specs, wanted = random_graph(random.Random(seed), size, 1)
         for op in ops:
             op.fails = None
