@@ -191,7 +191,7 @@ def main() -> int:
     parser.add_argument("directory", type=Path)
     args = parser.parse_args()
     verdicts: Counter[str] = Counter()
-    for file in sorted(args.directory.rglob("Dockerfile")):
+    for file in sorted(p for p in args.directory.rglob("Dockerfile") if p.is_file()):
         verdict, details = compare(args, file)
         verdicts[verdict] += 1
         if verdict != "equal":
