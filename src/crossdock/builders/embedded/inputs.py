@@ -182,8 +182,9 @@ class LocalFiles:
 
         with translate({OSError: refuse}):
             try:
-                found = (root / path.lstrip("/")).resolve(strict=True)
-                if not found.is_relative_to(root.resolve()) or not found.is_file():
+                # os.path.realpath: pathlib's resolve() turns a loop of links into a RuntimeError.
+                found = Path(os.path.realpath(root / path.lstrip("/"), strict=True))
+                if not found.is_relative_to(os.path.realpath(root)) or not found.is_file():
                     return None
                 return found.read_bytes()
             except (FileNotFoundError, NotADirectoryError):
