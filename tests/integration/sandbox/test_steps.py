@@ -380,6 +380,28 @@ def memory_hog(stage: Stage, rootfs: str) -> dict[str, Any]:
     return {"code": result.exit_code, "text": result.explanation, "warnings": result.warnings}
 
 
+@pytest.mark.needs("runc")
+def test_runc_runs_steps_too(tmp_path: Path, rootfs: Callable[..., str]) -> None:
+    result = in_worker(with_runc, tmp_path, rootfs=rootfs())
+    assert result == [
+        "Seccomp:\t2\n",
+        4,
+        [127, "nope: not found in the PATH of the step (/bin:/sbin:/usr/bin)"],
+    ]
+
+
+def with_runc(stage: Stage, rootfs: str) -> list[Any]:
+    import shutil
+
+    from crossdock.engine.sandbox.runtime import Runtime
+
+    stage.sandbox.runtime = Runtime("runc", shutil.which("runc") or "/usr/sbin/runc")
+    out = stage.sh(rootfs, "grep Seccomp: /proc/self/status")
+    code = stage.run(rootfs, "/bin/sh", "-c", "exit 4")[0].exit_code
+    missing, _ = stage.run(rootfs, "nope")
+    return [out, code, [missing.exit_code, missing.explanation]]
+
+
 def test_ulimits_are_set(tmp_path: Path, rootfs: Callable[..., str]) -> None:
     assert in_worker(limited, tmp_path, rootfs=rootfs()) == "100\n200\n"
 

@@ -97,8 +97,8 @@ class Limits:
 
 
 def hierarchy_of(layout: str, run_dir: Path) -> Path:
-    """Return where a worker sees the host's control groups: a hybrid layout was moved out of the runtime's sight."""
-    return run_dir / "cgroup" if layout == "hybrid" else Path("/sys/fs/cgroup")
+    """Return where a worker sees the host's control groups: version 1 was moved out of the runtime's sight."""
+    return run_dir / "cgroup" if layout in ("hybrid", "v1") else Path("/sys/fs/cgroup")
 
 
 def limit_files(limits: LinuxResources, *, unified: bool) -> dict[str, str]:

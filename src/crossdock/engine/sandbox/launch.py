@@ -317,13 +317,27 @@ def _private_mounts(run_dir: Path, doing: _Doing, *, fresh_proc: bool) -> str:
     doing.what = f"mount a tmpfs on {run_dir}"
     linux.mount("tmpfs", run_dir, "tmpfs", plain, "mode=0700")
     cgroups = _cgroup_layout()
-    if cgroups == "hybrid":
+    if cgroups in ("hybrid", "v1"):
         doing.what = "hide /sys/fs/cgroup"
-        host = run_dir / "cgroup"
-        host.mkdir()
-        linux.mount("/sys/fs/cgroup", host, None, linux.MS_BIND | linux.MS_REC)
-        linux.mount("tmpfs", "/sys/fs/cgroup", "tmpfs", plain | linux.MS_NOEXEC, "mode=0755,size=0")
+        _hide_cgroups(run_dir)
     return cgroups
+
+
+def _hide_cgroups(run_dir: Path) -> None:
+    """Put an empty read-only tree in place of version 1 hierarchies; the real one moves to ``run_dir/cgroup``.
+
+    crun refuses mixed hierarchies; runc wants to make groups and takes "read-only", but not "no such directory".
+    """
+    plain = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
+    host = run_dir / "cgroup"
+    host.mkdir()
+    top = "/sys/fs/cgroup"
+    linux.mount(top, host, None, linux.MS_BIND | linux.MS_REC)
+    linux.mount("tmpfs", top, "tmpfs", plain, "mode=0755")
+    for name in os.listdir(host):
+        if name != "unified":
+            os.mkdir(f"{top}/{name}")
+    linux.mount(None, top, None, linux.MS_REMOUNT | linux.MS_BIND | linux.MS_RDONLY | plain)
 
 
 def _cgroup_layout() -> str:

@@ -68,8 +68,8 @@ class Runtime(NamedTuple):
         """
         runtime_log = bundle / "runtime.log"
         argv = [self.name, "--root", str(state), "--log", str(runtime_log), "--log-format", "json"]
-        if self.name == "crun":
-            argv += ["--cgroup-manager", "disabled"]
+        # Groups are made by ``cgroups``: crun is told to make none, runc to go on where it may not.
+        argv += ["--cgroup-manager", "disabled"] if self.name == "crun" else ["--rootless", "true"]
         argv += ["run", "--bundle", str(bundle), step_id]
         path = self.path
         if wrap is not None:
