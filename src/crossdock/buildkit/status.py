@@ -33,6 +33,7 @@ def events(response: control_pb2.StatusResponse) -> Iterator[Event]:
             cached=v.cached,
             error=v.error,
             progress_group=v.progressGroup.id,
+            progress_group_name=v.progressGroup.name,
         )
     for s in response.statuses:
         yield VertexStatus(

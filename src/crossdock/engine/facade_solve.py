@@ -289,6 +289,7 @@ class ProgressWatcher:
             error=error,
             platform="" if node.platform is None else str(node.platform),
             progress_group="" if group is None else group.id,
+            progress_group_name="" if group is None else group.name,
         )
 
 

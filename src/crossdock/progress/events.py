@@ -33,7 +33,9 @@ class Vertex:
     error: str = ""
     #: platform the step is for, ``""`` when it has none (not on BuildKit's wire)
     platform: str = ""
+    #: id and name of the group this vertex is displayed as part of
     progress_group: str = ""
+    progress_group_name: str = ""
     internal: bool = False
 
 

@@ -6,6 +6,7 @@ Holds state only: no output, no threads. Times are nanoseconds since the epoch.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from crossdock.progress.events import Vertex, VertexLog, VertexStatus, VertexWarning
@@ -160,6 +161,10 @@ class Trace:
         self.updates: set[str] = set()
         self.warnings: list[VertexWarning] = []
         self.start_ns = 0
+        #: vertex -> the group it is displayed as part of
+        self._group_of: dict[str, str] = {}
+        #: group -> its members' latest states
+        self._groups: dict[str, dict[str, Vertex]] = {}
 
     def update(self, events: Iterable[Event], now_s: float) -> None:
         """Take events; those about unknown vertices are ignored."""
@@ -169,7 +174,8 @@ class Trace:
                 continue
             if isinstance(event, VertexWarning):
                 self.warnings.append(event)
-            trace = self.by_digest.get(event.vertex)
+            shown_as = self._group_of.get(event.vertex, event.vertex)
+            trace = self.by_digest.get(shown_as)
             if trace is None:
                 continue
             if isinstance(event, VertexStatus):
@@ -180,11 +186,13 @@ class Trace:
             else:
                 trace.warnings.append(event)
             trace.note_update(now_s)
-            self.updates.add(event.vertex)
+            self.updates.add(shown_as)
 
     def _vertex(self, vertex: Vertex, now_s: float) -> None:
         if vertex.internal:
             return
+        if vertex.progress_group:
+            vertex = self._grouped(vertex)
         trace = self.by_digest.get(vertex.digest)
         if trace is None:
             trace = self.by_digest[vertex.digest] = VertexTrace(vertex)
@@ -202,6 +210,29 @@ class Trace:
         if changed:
             trace.note_update(now_s)
             self.updates.add(vertex.digest)
+
+    def _grouped(self, vertex: Vertex) -> Vertex:
+        """Return the vertex that stands for a member's whole group."""
+        group = vertex.progress_group
+        self._group_of[vertex.digest] = group
+        members = self._groups.setdefault(group, {})
+        earlier = members.get(vertex.digest)
+        if earlier is None or earlier.started_ns is None or vertex.started_ns is not None:
+            members[vertex.digest] = vertex
+        states = members.values()
+        started = [v.started_ns for v in states if v.started_ns is not None]
+        stops = [v.completed_ns for v in states if v.completed_ns is not None]
+        # A member that is announced but never needed does not hold the group open.
+        over = bool(stops) and len(stops) == len(started)
+        return replace(
+            vertex,
+            digest=group,
+            name=vertex.progress_group_name or vertex.name,
+            started_ns=min(started, default=None),
+            completed_ns=max(stops) if over else None,
+            cached=over and all(v.cached for v in states),
+            error=next((v.error for v in states if v.error), ""),
+        )
 
     def counts(self) -> tuple[int, int]:
         """Completed and known steps."""
