@@ -230,7 +230,7 @@ class Trace:
             name=vertex.progress_group_name or vertex.name,
             started_ns=min(started, default=None),
             completed_ns=max(stops) if over else None,
-            cached=over and all(v.cached for v in states),
+            cached=over and all(v.cached for v in states if v.started_ns is not None),
             error=next((v.error for v in states if v.error), ""),
         )
 
