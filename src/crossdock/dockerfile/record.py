@@ -49,15 +49,10 @@ class Record(metaclass=_RecordType):
         cls = type(self)
         if len(values) != len(cls._fields):
             values = {**cls._defaults, **values}
+        if len(values) != len(cls._fields) or not all(map(values.__contains__, cls._fields)):
+            raise TypeError(_wrong_fields(cls, values))
         for name in cls._fields:
-            try:
-                _set(self, name, values[name])
-            except KeyError:
-                msg = f"{cls.__name__}() needs {name!r}"
-                raise TypeError(msg) from None
-        if len(values) != len(cls._fields):
-            msg = f"{cls.__name__}() does not take {sorted(values.keys() - set(cls._fields))}"
-            raise TypeError(msg)
+            _set(self, name, values[name])
 
     def __setattr__(self, name: str, value: object) -> None:
         msg = f"{type(self).__name__} is immutable"
@@ -79,6 +74,14 @@ class Record(metaclass=_RecordType):
     def __repr__(self) -> str:
         shown = ", ".join(f"{n}={getattr(self, n)!r}" for n in type(self)._fields)
         return f"{type(self).__name__}({shown})"
+
+
+def _wrong_fields(cls: type[Record], values: dict[str, Any]) -> str:
+    unknown = sorted(values.keys() - set(cls._fields))
+    if unknown:
+        return f"{cls.__name__}() does not take {', '.join(unknown)}"
+    missing = [name for name in cls._fields if name not in values]
+    return f"{cls.__name__}() needs {', '.join(map(repr, missing))}"
 
 
 _R = TypeVar("_R", bound=Record)

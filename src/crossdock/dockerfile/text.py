@@ -162,16 +162,20 @@ def closest(word: str, options: Iterable[str], *, ignore_case: bool = False) -> 
     """Return the option at edit distance 1 or 2 from ``word``; ``None`` when there is none or one is equal."""
     wanted = word.lower() if ignore_case else word
     best: str | None = None
-    limit = 3
+    best_rank = (3, 0)
     for option in options:
         candidate = option.lower() if ignore_case else option
         if candidate == wanted:
             return None
-        if abs(len(candidate) - len(wanted)) >= limit:
+        if abs(len(candidate) - len(wanted)) > best_rank[0]:
             continue
-        distance = _distance(wanted, candidate)
-        if distance < limit:
-            best, limit = option, distance
+        # Among equally distant options the one that begins alike is meant.
+        alike = next(
+            (n for n, (a, b) in enumerate(zip(wanted, candidate, strict=False)) if a != b), len(wanted)
+        )
+        rank = (_distance(wanted, candidate), -alike)
+        if rank[0] < 3 and rank < best_rank:
+            best, best_rank = option, rank
     if best is None or not ignore_case:
         return best
     if word == word.lower():
