@@ -13,7 +13,7 @@ from crossdock.errors import NotSupported
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["bake", "dap", "debug", "dial_stdio", "history", "imagetools", "policy"]
+__all__ = ["bake", "dap", "debug", "dial_stdio", "history", "policy"]
 
 
 def _refused(name: str, usage: str, why: str, hint: str = "") -> Command:
@@ -48,10 +48,4 @@ dial_stdio = _refused(
     "it connects to the BuildKit of a builder, and this version has no client for one",
 )
 history = _refused("history", "history COMMAND", "this version keeps no records of builds")
-imagetools = _refused(
-    "imagetools",
-    "imagetools COMMAND",
-    "this version does not change or show images in registries",
-    "`skopeo inspect --raw docker://IMAGE` shows a manifest",
-)
 policy = _refused("policy", "policy COMMAND", "this version evaluates no policies")

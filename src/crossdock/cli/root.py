@@ -22,7 +22,7 @@ COMMANDS: dict[str, SubCommand] = {
     "help": SubCommand("crossdock.cli.helpcmd", "Help about any command", hidden=True),
     "history": SubCommand("crossdock.cli.refused:history", "Commands to work on build records", group=True),
     "imagetools": SubCommand(
-        "crossdock.cli.refused:imagetools", "Commands to work on images in registry", group=True
+        "crossdock.cli.imagetools", "Commands to work on images in registry", group=True
     ),
     "inspect": SubCommand("crossdock.cli.inspect", "Inspect current builder instance"),
     "install": SubCommand("crossdock.cli.install:install", "Set docker build to use buildx", hidden=True),

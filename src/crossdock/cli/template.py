@@ -60,8 +60,10 @@ class _Block(NamedTuple):
 class Template:
     """A parsed template; :meth:`render` may be called many times."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, functions: Mapping[str, Callable[..., Any]] | None = None) -> None:
+        """``functions`` go before the built-in ones of the same name."""
         self._source = source
+        self._functions = {**_FUNCTIONS, **(functions or {})}
         self._items = list(self._split(source))
         self._at = 0
         self._body = self._parse_body(top=True)
@@ -196,7 +198,7 @@ class Template:
     def _call(self, head: tuple[str, Any], args: list[Any], dot: Any, names: Mapping[str, Any]) -> Any:
         kind, text = head
         if kind == "word" and text not in ("true", "false", "nil"):
-            function = _FUNCTIONS.get(text)
+            function = self._functions.get(text)
             if function is None:
                 raise _template_error(self._source, f'function "{text}" not defined')
             try:
