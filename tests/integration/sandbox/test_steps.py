@@ -380,6 +380,44 @@ def memory_hog(stage: Stage, rootfs: str) -> dict[str, Any]:
     return {"code": result.exit_code, "text": result.explanation, "warnings": result.warnings}
 
 
+@pytest.mark.needs("user")
+def test_with_one_id_other_owners_and_users_are_refused_clearly(
+    tmp_path: Path, rootfs: Callable[..., str]
+) -> None:
+    options = {"id_ranges": False}
+    user, secret = in_worker(foreign_ids, tmp_path, rootfs=rootfs(), options=options)
+    assert user == "user nobody (65534:65534) does not exist in the worker namespace"
+    assert secret == "the owner 7:0 of /s does not exist in the worker namespace"
+
+
+def foreign_ids(stage: Stage, rootfs: str) -> list[str]:
+    from crossdock.engine.sandbox.step import SecretMount
+    from crossdock.errors import SandboxError
+    from crossdock.secret import Secret
+
+    found = []
+    for step in ({"user": "nobody"}, {"mounts": (SecretMount(dest="/s", data=Secret("x"), uid=7),)}):
+        with pytest.raises(SandboxError) as caught:
+            stage.run(rootfs, "true", **step)
+        found.append(caught.value.summary)
+    return found
+
+
+def test_a_file_where_the_working_directory_should_be_is_an_error(
+    tmp_path: Path, rootfs: Callable[..., str]
+) -> None:
+    text = in_worker(bad_cwd, tmp_path, rootfs=rootfs())
+    assert text == "cannot prepare the step: /etc/passwd: Not a directory"
+
+
+def bad_cwd(stage: Stage, rootfs: str) -> str:
+    from crossdock.errors import SandboxError
+
+    with pytest.raises(SandboxError) as caught:
+        stage.run(rootfs, "true", cwd="/etc/passwd/x")
+    return caught.value.summary
+
+
 @pytest.mark.needs("runc")
 def test_runc_runs_steps_too(tmp_path: Path, rootfs: Callable[..., str]) -> None:
     result = in_worker(with_runc, tmp_path, rootfs=rootfs())

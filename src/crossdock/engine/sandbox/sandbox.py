@@ -37,7 +37,7 @@ from crossdock.engine.sandbox.step import (
     TmpfsMount,
 )
 from crossdock.engine.sandbox.users import StepUser, resolve_user
-from crossdock.errors import SandboxError
+from crossdock.errors import SandboxError, translate
 from crossdock.image.platform import local_platform
 from crossdock.llb.ops import NetMode, SecurityMode
 
@@ -132,23 +132,12 @@ class Sandbox:
         """
         step_id = f"step{next(self._numbers)}"
         bundle = self._steps / step_id
-        bundle.mkdir(mode=0o700)
-        root = str(step.rootfs)
         with ExitStack() as stack:
-            stack.callback(shutil.rmtree, bundle)
-            user = self._user(root, step)
-            step, emulator_mounts = self._emulated(step)
-            planned = (*self._mounts(step, bundle, stack), *emulator_mounts)
-            oci_mounts = tuple(_resolved(root, planned))
-            make_directories(root, step.cwd, uid=user.uid, gid=user.gid)
-            if not step.readonly_rootfs:
-                points = [m.destination for m in oci_mounts if not m.destination.startswith("/dev/")]
-                stack.enter_context(
-                    stubs.stubs_removed(root, points, recursive=step.remove_mount_stubs_recursive)
-                )
-            given = self._spec_input(step, user, oci_mounts)
-            (bundle / "config.json").write_text(json.dumps(runtime_spec(given)), encoding="utf-8")
-            group, warnings = self._group(step, step_id, stack)
+            with translate({OSError: _cannot_prepare}):
+                bundle.mkdir(mode=0o700)
+                stack.callback(shutil.rmtree, bundle)
+                step = self._prepare(step, bundle, stack)
+                group, warnings = self._group(step, step_id, stack)
             output = _Tail(log)
             watch = HangWatch(step.hang_deadline_s) if step.hang_deadline_s else None
             outcome = self.runtime.run(
@@ -164,6 +153,24 @@ class Sandbox:
                 return self._hung(step, outcome.exit_code)
             result = _result(step, outcome, output.tail, oom=group is not None and group.oom_kills() > 0)
             return replace(result, warnings=warnings) if warnings else result
+
+    def _prepare(self, step: StepSpec, bundle: Path, stack: ExitStack) -> StepSpec:
+        """Write the bundle and make what the step needs in its root; returns the step as it will be run."""
+        root = str(step.rootfs)
+        step = replace(step, cwd=os.path.normpath(f"/{step.cwd}"))
+        user = self._user(root, step)
+        step, emulator_mounts = self._emulated(step)
+        planned = (*self._mounts(step, bundle, stack), *emulator_mounts)
+        oci_mounts = tuple(_resolved(root, planned))
+        make_directories(root, step.cwd, uid=user.uid, gid=user.gid)
+        if not step.readonly_rootfs:
+            points = [m.destination for m in oci_mounts if not m.destination.startswith("/dev/")]
+            stack.enter_context(
+                stubs.stubs_removed(root, points, recursive=step.remove_mount_stubs_recursive)
+            )
+        given = self._spec_input(step, user, oci_mounts)
+        (bundle / "config.json").write_text(json.dumps(runtime_spec(given)), encoding="utf-8")
+        return step
 
     def _hung(self, step: StepSpec, exit_code: int) -> StepResult:
         """Say what hung: the error names the emulator, which is the usual culprit."""
@@ -218,8 +225,7 @@ class Sandbox:
             summary = (
                 f"user {step.user or user.uid} ({user.uid}:{user.gid}) does not exist in the worker namespace"
             )
-            note = next((rung.note for rung in self.info.rungs if rung.name == "ids"), "")
-            raise SandboxError(summary, missing="id ranges", detail=note or None)
+            raise SandboxError(summary, missing="id ranges", detail=self.info.note_on("ids") or None)
         return user
 
     def _mounts(self, step: StepSpec, bundle: Path, stack: ExitStack) -> Iterator[OciMount]:
@@ -233,7 +239,7 @@ class Sandbox:
         yield OciMount("/etc/resolv.conf", "bind", str(resolv), _FILE_BIND)
         yield OciMount("/etc/hosts", "bind", str(hosts), _FILE_BIND)
         for number, mount in enumerate(step.mounts):
-            yield _oci_mount(mount, bundle / f"mount{number}", stack)
+            yield _oci_mount(mount, bundle / f"mount{number}", stack, self.info)
 
     def _spec_input(self, step: StepSpec, user: StepUser, oci_mounts: tuple[OciMount, ...]) -> SpecInput:
         env = step.env
@@ -295,7 +301,7 @@ def _capability_bound() -> frozenset[str]:
     return frozenset(DEFAULT_CAPABILITIES)
 
 
-def _oci_mount(mount: StepMount, private: Path, stack: ExitStack) -> OciMount:
+def _oci_mount(mount: StepMount, private: Path, stack: ExitStack, info: WorkerInfo) -> OciMount:
     match mount:
         case BindMount():
             # crun opens what it makes recursively read-only as a directory.
@@ -308,18 +314,26 @@ def _oci_mount(mount: StepMount, private: Path, stack: ExitStack) -> OciMount:
                 options.append(f"size={mount.size_bytes}")
             return OciMount(mount.dest, "tmpfs", "tmpfs", tuple(options))
         case SecretMount():
+            _require_ids(info, mount)
             private.touch(mode=0o600)
             private.write_bytes(mount.data.reveal())
             os.chown(private, mount.uid, mount.gid)
             private.chmod(mount.mode)
             return OciMount(mount.dest, "bind", str(private), _FILE_BIND)
         case SshMount():
+            _require_ids(info, mount)
             from crossdock.engine.sandbox.agent import forwarded_agent
 
             stack.enter_context(
                 forwarded_agent(private, mount.agent, uid=mount.uid, gid=mount.gid, mode=mount.mode)
             )
             return OciMount(mount.dest, "bind", str(private), _FILE_BIND)
+
+
+def _require_ids(info: WorkerInfo, mount: SecretMount | SshMount) -> None:
+    if not info.has_id(mount.uid, mount.gid):
+        summary = f"the owner {mount.uid}:{mount.gid} of {mount.dest} does not exist in the worker namespace"
+        raise SandboxError(summary, missing="id ranges", detail=info.note_on("ids") or None)
 
 
 def _resolved(root: str, planned: Sequence[OciMount]) -> Iterator[OciMount]:
@@ -332,6 +346,12 @@ def _resolved(root: str, planned: Sequence[OciMount]) -> Iterator[OciMount]:
             destination = resolve_in_root(root, destination)[len(root) :] or "/"
         covered.append("/" + mount.destination.strip("/"))
         yield mount._replace(destination=destination)
+
+
+def _cannot_prepare(exc: BaseException) -> SandboxError:
+    where = f"{exc.filename}: " if isinstance(exc, OSError) and exc.filename else ""
+    reason = exc.strerror if isinstance(exc, OSError) else str(exc)
+    return SandboxError(f"cannot prepare the step: {where}{reason}", missing="sandbox")
 
 
 class _Tail:

@@ -67,6 +67,10 @@ class WorkerInfo(NamedTuple):
     run_dir: Path
     rungs: tuple[Rung, ...]
 
+    def note_on(self, name: str) -> str:
+        """Return why a rung is not a better one, or ``""``."""
+        return next((rung.note for rung in self.rungs if rung.name == name), "")
+
     def has_id(self, uid: int, gid: int) -> bool:
         """Whether a user and group exist here."""
         return contains(self.uid_map, uid) and contains(self.gid_map, gid)
