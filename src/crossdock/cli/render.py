@@ -53,4 +53,7 @@ def render_error(error: CrossdockError, *, debug: bool = False) -> str:
         out += error.detail.rstrip("\n") + "\n"
     if error.hint:
         out += f"hint: {error.hint}\n"
+    # A Dockerfile's further problems were found in the same pass.
+    for other in getattr(error, "others", ()):
+        out += "\n" + render_error(other)
     return out
