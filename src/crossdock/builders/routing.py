@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from crossdock.errors import PlatformNotOffered
-from crossdock.image.platform import local_platform, match_order
+from crossdock.image.platform import local_platform, offers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,15 +78,11 @@ def _with_default_platform(group: NodeGroup, request: BuildRequest) -> BuildRequ
         return request
     here = local_platform()
     fixed = group.nodes[0].platforms
-    if any(_offers(p, here) for p in fixed):
+    if any(offers(p, here) for p in fixed):
         return request
     from dataclasses import replace
 
     return replace(request, platforms=fixed[:1])
-
-
-def _offers(offered: Platform, wanted: Platform) -> bool:
-    return wanted.normalised() in match_order(offered) or offered.normalised() == wanted.normalised()
 
 
 def check_fixed(group: NodeGroup, node: Node, platforms: Sequence[Platform]) -> None:
@@ -96,7 +92,7 @@ def check_fixed(group: NodeGroup, node: Node, platforms: Sequence[Platform]) -> 
     """
     if not node.platforms:
         return
-    missing = [p for p in platforms if not any(_offers(o, p) for o in node.platforms)]
+    missing = [p for p in platforms if not any(offers(o, p) for o in node.platforms)]
     if missing:
         offered = ", ".join(map(str, node.platforms))
         summary = f"builder {group.name!r} does not offer {', '.join(map(str, missing))}: it was created for {offered}"
@@ -126,9 +122,9 @@ def _node_for(
 ) -> Driver:
     """Prefer a node that was given the platform, then one whose own it is, then one that can emulate it."""
     for node, driver in nodes:
-        if any(_offers(p, platform) for p in node.platforms):
+        if any(offers(p, platform) for p in node.platforms):
             return driver
-    offering = [d for _, d in nodes if any(_offers(p, platform) for p in known.platforms(d))]
+    offering = [d for _, d in nodes if any(offers(p, platform) for p in known.platforms(d))]
     for driver in offering:
         if known.platforms(driver)[0].architecture == platform.architecture:
             return driver

@@ -17,6 +17,7 @@ __all__ = [
     "format_platforms",
     "local_platform",
     "match_order",
+    "offers",
     "parse_platform",
     "parse_platforms",
 ]
@@ -251,3 +252,20 @@ def match_order(wanted: Platform) -> tuple[Platform, ...]:
     if wanted.architecture == "arm64" and variant:
         return (base, replace(base, variant=""))
     return (base,)
+
+
+def offers(offered: Platform, wanted: Platform) -> bool:
+    """Whether a node that offers one platform offers the other too.
+
+    64-bit ARM takes 32-bit ARM along, amd64 takes 386, and a variant takes the lower ones.
+    Spec: containerd/platforms ``compare.go``, platformVector.
+    """
+    have, want = offered.normalised(), wanted.normalised()
+    if have.os != want.os:
+        return False
+    if (have.architecture, want.architecture) in (("arm64", "arm"), ("amd64", "386")):
+        return True
+    return (
+        any((want.architecture, want.variant) == (p.architecture, p.variant) for p in match_order(have))
+        or have == want
+    )

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from crossdock.errors import UsageError
 from crossdock.image import Platform, local_platform, match_order, parse_platform, parse_platforms
-from crossdock.image.platform import format_platforms
+from crossdock.image.platform import format_platforms, offers
 
 
 @pytest.mark.parametrize(
@@ -110,3 +110,22 @@ def test_whatever_is_parsed_is_normal(text: str) -> None:
         return
     assert parsed.normalised() == parsed
     assert parse_platform(str(parsed)) == parsed
+
+
+@pytest.mark.parametrize(
+    ("offered", "wanted", "expected"),
+    [
+        ("linux/arm64", "linux/arm", True),
+        ("linux/arm64", "linux/arm/v6", True),
+        ("linux/arm", "linux/arm64", False),
+        ("linux/arm/v6", "linux/arm/v7", False),
+        ("linux/arm/v7", "linux/arm/v6", True),
+        ("linux/amd64", "linux/386", True),
+        ("linux/amd64/v3", "linux/amd64", True),
+        ("linux/amd64", "linux/amd64/v3", False),
+        ("linux/amd64", "linux/arm64", False),
+        ("linux/amd64", "windows/amd64", False),
+    ],
+)
+def test_what_a_node_offers_along_with_its_platform(offered: str, wanted: str, expected: bool) -> None:
+    assert offers(parse_platform(offered), parse_platform(wanted)) is expected
