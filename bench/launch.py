@@ -1,8 +1,8 @@
 """Run commands at once and print how long they took and what the kernel says of their memory.
 
 A process of its own because the kernel counts, in a command's peak, the size of the process that started it: that must
-be small. Reads JSON ``[[word, …], …]`` from standard input; writes ``{"seconds", "codes", "peaks"}`` (bytes) to
-standard output; the commands' output goes to standard error.
+be small. Reads JSON ``[[word, …], …]`` from standard input; writes ``{"seconds", "codes", "peaks", "cpu"}`` (peaks in bytes)
+to standard output; the commands' output goes to standard error.
 """
 
 import json
@@ -22,7 +22,8 @@ def main() -> None:
     seconds = time.monotonic() - started
     codes = [os.waitstatus_to_exitcode(status) for status, _ in ended]
     peaks = [usage.ru_maxrss * 1024 for _, usage in ended]
-    json.dump({"seconds": seconds, "codes": codes, "peaks": peaks}, sys.stdout)
+    cpu = sum(usage.ru_utime + usage.ru_stime for _, usage in ended)
+    json.dump({"seconds": seconds, "codes": codes, "peaks": peaks, "cpu": cpu}, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -30,11 +31,13 @@ class RunError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One run: wall-clock seconds, and the greatest resident size (bytes) of client and daemon."""
+    """One run: wall-clock seconds, processor seconds, and the greatest resident size (bytes) of client and daemon."""
 
     seconds: float
     client_bytes: int
     daemon_bytes: int = 0
+    #: user and system time of the commands, of the daemon, and of their children that have ended
+    cpu_s: float = 0.0
 
     @property
     def peak_bytes(self) -> int:
@@ -49,6 +52,7 @@ class Summary:
     seconds: float
     least_s: float
     most_s: float
+    cpu_s: float
     peak_bytes: int
     runs: int
 
@@ -60,6 +64,7 @@ def summarise(runs: Sequence[Measurement]) -> Summary:
         seconds=statistics.median(times),
         least_s=min(times),
         most_s=max(times),
+        cpu_s=statistics.median(run.cpu_s for run in runs),
         peak_bytes=max(run.peak_bytes for run in runs),
         runs=len(runs),
     )
@@ -73,6 +78,7 @@ def run(
     Raises: RunError when one exits with another code than 0.
     """
     daemons = _tree(daemon) if daemon else []
+    before_s = _cpu_s(daemons)
     for pid in daemons:
         with contextlib.suppress(OSError):
             Path(f"/proc/{pid}/clear_refs").write_text("5")  # resets VmHWM
@@ -98,6 +104,7 @@ def run(
         seconds=found["seconds"],
         client_bytes=max(found["peaks"]),
         daemon_bytes=sum(map(_high_water, daemons)),
+        cpu_s=found["cpu"] + _cpu_s(daemons) - before_s,
     )
 
 
@@ -118,3 +125,13 @@ def _high_water(pid: int) -> int:
         return 0  # it ended meanwhile
     match = re.search(r"VmHWM:\s+(\d+) kB", status)
     return int(match.group(1)) * 1024 if match else 0
+
+
+def _cpu_s(pids: Sequence[int]) -> float:
+    """Processor seconds that processes and their reaped children have used so far."""
+    ticks = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += sum(map(int, words[11:15]))  # utime, stime, cutime, cstime: proc(5)
+    return ticks / os.sysconf("SC_CLK_TCK")

@@ -131,9 +131,9 @@ def _machine(everyone: Sequence[contestants.Contestant]) -> list[str]:
 
 def _table_head(names: Sequence[str]) -> list[str]:
     own, *peers = names
-    head = ["case", f"{own} (s)", "peak (MB)"]
+    head = ["case", f"{own} (s)", "CPU (s)", "peak (MB)"]
     for name in peers:
-        head += [f"{name} (s)", "peak (MB)", "ratio"]
+        head += [f"{name} (s)", "CPU (s)", "peak (MB)", "ratio", "ratio of CPU"]
     head += ["goal"]
     return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
 
@@ -144,19 +144,20 @@ def _row(
     own, *peers = (results[each.name] for each in everyone)
     cells = [case.title, *_cells(own)]
     for peer in peers:
-        ratio = "-"
+        ratios = ["-", "-"]
         if isinstance(own, measure.Summary) and isinstance(peer, measure.Summary):
-            ratio = f"**{own.seconds / peer.seconds:.2f}**"
-        cells += [*_cells(peer), ratio]
+            ratios = [f"**{own.seconds / peer.seconds:.2f}**", f"{own.cpu_s / max(peer.cpu_s, 0.01):.2f}"]
+        cells += [*_cells(peer), *ratios]
     cells.append(f"≤ {case.goal}, < {MEMORY_GOAL_MB} MB")
     return ["| " + " | ".join(cells) + " |"]
 
 
 def _cells(result: measure.Summary | str) -> list[str]:
     if isinstance(result, str):
-        return [result, "-"]
+        return [result, "-", "-"]
     return [
         f"{result.seconds:.3f} ({result.least_s:.3f}-{result.most_s:.3f})",
+        f"{result.cpu_s:.2f}",
         f"{result.peak_bytes / 1e6:.0f}",
     ]
 

@@ -51,6 +51,22 @@ def test_a_daemons_peak_counts_from_the_start_of_the_run(tmp_path: Path) -> None
 
 def test_the_summary_is_median_and_greatest_peak() -> None:
     runs = [
-        measure.Measurement(seconds=s, client_bytes=b, daemon_bytes=1) for s, b in [(3, 10), (1, 30), (2, 20)]
+        measure.Measurement(seconds=s, client_bytes=b, daemon_bytes=1, cpu_s=s / 4)
+        for s, b in [(3, 10), (1, 30), (2, 20)]
     ]
-    assert measure.summarise(runs) == measure.Summary(seconds=2, least_s=1, most_s=3, peak_bytes=31, runs=3)
+    assert measure.summarise(runs) == measure.Summary(
+        seconds=2, least_s=1, most_s=3, cpu_s=0.5, peak_bytes=31, runs=3
+    )
+
+
+def test_processor_time_is_counted_of_children_and_of_the_daemon(tmp_path: Path) -> None:
+    spin = "import time\nwhile time.process_time() < 0.3: pass"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {spin!r}])"
+    assert 0.3 <= measure.run([python(child)], env=os.environ, cwd=tmp_path).cpu_s < 1.0
+    served = f"import time\nprint('ready', flush=True)\ntime.sleep(0.5)\n{spin}\nprint('done', flush=True)\ninput()"
+    with subprocess.Popen(python(served), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as daemon:
+        assert daemon.stdout is not None
+        daemon.stdout.readline()
+        found = measure.run([["sleep", "2"]], env=os.environ, cwd=tmp_path, daemon=daemon.pid)
+        daemon.communicate(b"\n")
+    assert 0.2 <= found.cpu_s < 1.0
