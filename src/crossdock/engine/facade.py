@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from crossdock.engine.sandbox.worker import WorkerInfo
     from crossdock.engine.solver import Result
     from crossdock.engine.sources.image import ImageSource, ResolvedImage
-    from crossdock.engine.sources.local import LocalSources
+    from crossdock.engine.sources.local import FetchLocal, LocalSources
     from crossdock.engine.sources.pull import LayerPuller
     from crossdock.engine.store import LayerId, Lease
     from crossdock.engine.store.gc import GCPolicy
@@ -79,6 +79,8 @@ class SolveInputs(NamedTuple):
     ssh: Callable[[str], Path | None] = lambda _id: None
     #: entitlements granted
     allow: frozenset[str] = frozenset()
+    #: gives the directories that ``locals`` does not name, when a step first needs one
+    fetch_local: FetchLocal | None = None
 
 
 class EngineInfo(NamedTuple):
@@ -94,25 +96,17 @@ class EngineInfo(NamedTuple):
 class Engine:
     """An open engine. Safe from any thread; make it with :meth:`open`, end it with :meth:`close`."""
 
-    def __init__(self, options: EngineOptions, store: Store, lease: Lease, stack: ExitStack) -> None:
-        from crossdock.engine.facade_solve import StoreKeyCache
-
+    def __init__(self, options: EngineOptions, store: Store, stack: ExitStack, shared: _Shared) -> None:
         self._options = options
         self.store = store
-        self.lease = lease
         self._stack = stack
+        self._shared = shared
         self.platform = local_platform()
-        self._keys = StoreKeyCache(store, lease, max_bytes=options.max_used_space)
-        self._scheduler = Scheduler(self._keys, parallelism=options.parallelism or max(8, 4 * _cpus()))
         # Guards what is made on first use.
         self._lock = threading.RLock()
-        self._sandbox: Sandbox | None = None
         self._images: ImageSource | None = None
         self._puller: LayerPuller | None = None
         self._client: RegistryClient | None = None
-        self._solving = 0
-        #: directories of solves that are over, which a step shared with another solve may still read
-        self._retired: list[LocalSources] = []
 
     # --- life ---
 
@@ -121,19 +115,37 @@ class Engine:
         """Open the store. Raises: StoreError, StoreFull."""
         with ExitStack() as stack:
             store = stack.enter_context(Store.open(options.root))
-            lease = stack.enter_context(store.lease())
-            return cls(options, store, lease, stack.pop_all())
+            shared = _Shared(options, store)
+            stack.callback(shared.close)
+            return cls(options, store, stack.pop_all(), shared)
+
+    def scope(self, registry: Callable[[CancelToken], RegistryClient]) -> Engine:
+        """Return this engine for one of several callers: store, solver and sandbox are shared.
+
+        The scope has its own access to registries and asks anew what tags mean. Close it before the engine.
+        """
+        return Engine(self._options._replace(registry=registry), self.store, ExitStack(), self._shared)
+
+    def forget(self) -> None:
+        """Let go of what past solves touched, so that it can be collected; does nothing while one is at work.
+
+        A caller who goes on with the results of a past solve must not call this.
+        Raises: StoreError, StoreFull.
+        """
+        self._shared.renew_lease()
+
+    @property
+    def lease(self) -> Lease:
+        """What protects everything in use."""
+        return self._shared.lease
 
     def close(self) -> None:
         """Stop what runs, give up the lease; idempotent. Raises: InternalError when a step does not stop."""
-        with self._stack:
-            self._stack = ExitStack()
-            self._scheduler.close()
-            self._close_retired()
-            with self._lock:
-                if self._client is not None:
-                    self._client.close()
-                    self._client = None
+        stack, self._stack = self._stack, ExitStack()
+        with stack, self._lock:
+            if self._client is not None:
+                self._client.close()
+                self._client = None
 
     def __enter__(self) -> Engine:
         return self
@@ -158,14 +170,13 @@ class Engine:
         """
         from crossdock.engine.sources.local import LocalSources
 
-        locals_ = LocalSources(inputs.locals, self.store)
-        with self._lock:
-            self._solving += 1
+        locals_ = LocalSources(inputs.locals, self.store, inputs.fetch_local)
+        self._shared.begin()
         try:
             wanted = [request for request in requests if request is not None]
             refs = iter(self._solve(wanted, self._env(inputs), locals_, sink, cancel))
         finally:
-            self._retire(locals_)
+            self._shared.retire(locals_)
         return [SCRATCH if request is None else next(refs) for request in requests]
 
     def _solve(
@@ -182,12 +193,14 @@ class Engine:
             wanted, env=env, locals_=locals_, images=self._image_source, nonce=os.urandom(8).hex()
         )
         for vertex, node in graph.nodes.items():
-            self._keys.names[vertex.partition("!")[0]] = display_name(node)
+            self._shared.keys.names[vertex.partition("!")[0]] = display_name(node)
         watcher = ProgressWatcher(graph, sink)
         watcher.announce()
         try:
             with translate({OSError: _os_error}):
-                results = self._scheduler.solve(graph.specs, graph.outputs, watcher=watcher, cancel=cancel)
+                results = self._shared.scheduler.solve(
+                    graph.specs, graph.outputs, watcher=watcher, cancel=cancel
+                )
         except BaseException as exc:
             watcher.cancelled(exc)
             raise
@@ -287,14 +300,7 @@ class Engine:
 
     def sandbox(self) -> Sandbox:
         """Return the sandbox. Raises: SandboxError outside a worker, or without a runtime."""
-        with self._lock:
-            if self._sandbox is None:
-                from crossdock.engine.sandbox.sandbox import Sandbox
-
-                cache = self.store.root / "sandbox"
-                cache.mkdir(mode=0o700, exist_ok=True)
-                self._sandbox = Sandbox(self._worker(), cache_dir=cache)
-            return self._sandbox
+        return self._shared.sandbox()
 
     def mounted(
         self, layers: Sequence[LayerId], *, sink: EventSink, cancel: CancelToken
@@ -332,22 +338,6 @@ class Engine:
 
     # --- inside ---
 
-    def _retire(self, locals_: LocalSources) -> None:
-        """End a solve: its directories are given up as soon as nothing can read them."""
-        locals_.save()
-        with self._lock:
-            self._retired.append(locals_)
-            self._solving -= 1
-            last = not self._solving
-        if last and self._scheduler.settle(_SETTLE_S):
-            self._close_retired()
-
-    def _close_retired(self) -> None:
-        with self._lock:
-            retired, self._retired = self._retired, []
-        for locals_ in retired:
-            locals_.close()
-
     def _env(self, inputs: SolveInputs) -> OpEnv:
         from crossdock.engine.ops.env import OpEnv
 
@@ -363,17 +353,6 @@ class Engine:
             lenient_owner=self._single_id(),
             hang_deadline_s=self._options.hang_deadline_s,
         )
-
-    @staticmethod
-    def _worker() -> WorkerInfo:
-        from crossdock.engine.sandbox.worker import current_worker
-        from crossdock.errors import SandboxError
-
-        worker = current_worker()
-        if worker is None:
-            summary = "steps can only run inside a worker namespace"
-            raise SandboxError(summary, missing="worker namespace")
-        return worker
 
     @staticmethod
     def _single_id() -> bool:
@@ -414,6 +393,84 @@ class Engine:
                 client = LazyClient(self._registry)
                 self._puller = LayerPuller(self.store, client, unpack_options=options)
             return self._puller
+
+
+class _Shared:
+    """What all scopes of one engine have in common."""
+
+    def __init__(self, options: EngineOptions, store: Store) -> None:
+        from crossdock.engine.facade_solve import StoreKeyCache
+
+        self._store = store
+        self._leases = ExitStack()
+        self.lease: Lease = self._leases.enter_context(store.lease())
+        self.keys = StoreKeyCache(store, self.lease, max_bytes=options.max_used_space)
+        self.scheduler = Scheduler(self.keys, parallelism=options.parallelism or max(8, 4 * _cpus()))
+        # Guards what follows.
+        self._lock = threading.RLock()
+        self._sandbox: Sandbox | None = None
+        self._solving = 0
+        #: directories of solves that are over, which a step shared with another solve may still read
+        self._retired: list[LocalSources] = []
+
+    def begin(self) -> None:
+        """Note that a solve starts."""
+        with self._lock:
+            self._solving += 1
+
+    def retire(self, locals_: LocalSources) -> None:
+        """End a solve: its directories are given up as soon as nothing can read them."""
+        locals_.save()
+        with self._lock:
+            self._retired.append(locals_)
+            self._solving -= 1
+            last = not self._solving
+        if last and self.scheduler.settle(_SETTLE_S):
+            self._close_retired()
+
+    def renew_lease(self) -> None:
+        """Give up everything leased, when no solve is at work."""
+        with self._lock:
+            if self._solving or not self.scheduler.settle(1.0):
+                return
+            old, self._leases = self._leases, ExitStack()
+            self.lease = self._leases.enter_context(self._store.lease())
+            self.keys.use_lease(self.lease)
+        old.close()
+
+    def sandbox(self) -> Sandbox:
+        """Return the one sandbox; made at the first use."""
+        with self._lock:
+            if self._sandbox is None:
+                from crossdock.engine.sandbox.sandbox import Sandbox
+
+                cache = self._store.root / "sandbox"
+                cache.mkdir(mode=0o700, exist_ok=True)
+                self._sandbox = Sandbox(_worker(), cache_dir=cache)
+            return self._sandbox
+
+    def close(self) -> None:
+        """Stop what runs and end the lease."""
+        with self._leases:
+            self.scheduler.close()
+            self._close_retired()
+
+    def _close_retired(self) -> None:
+        with self._lock:
+            retired, self._retired = self._retired, []
+        for locals_ in retired:
+            locals_.close()
+
+
+def _worker() -> WorkerInfo:
+    from crossdock.engine.sandbox.worker import current_worker
+    from crossdock.errors import SandboxError
+
+    worker = current_worker()
+    if worker is None:
+        summary = "steps can only run inside a worker namespace"
+        raise SandboxError(summary, missing="worker namespace")
+    return worker
 
 
 def _final(result: Result, env: OpEnv, vertex: str, ctx: OpContext) -> Ref:

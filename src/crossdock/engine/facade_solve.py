@@ -44,6 +44,10 @@ class StoreKeyCache:
         #: vertex -> name of the step, for records; single dict operations only
         self.names: dict[str, str] = {}
 
+    def use_lease(self, lease: Lease) -> None:
+        """Protect what is found from now on by another lease."""
+        self._lease = lease
+
     def lookup(self, key: str) -> Found | None:
         """Return what the store has for a key."""
         records = self._store.records

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from crossdock.builders.embedded.inputs import LocalFiles, check_secrets, gather, secret_reader, ssh_sockets
 from crossdock.builders.embedded.outputs import plan_outputs, reproducible
-from crossdock.builders.embedded.steps import EventKeeper, shown
 from crossdock.builders.embedded.supported import check_supported
 from crossdock.builders.result import BuildResult, BuiltImage, BuiltIndex
+from crossdock.builds.images import EngineImages
+from crossdock.builds.steps import EventKeeper, shown
 from crossdock.engine.facade import Engine, EngineOptions, SolveInputs
 from crossdock.errors import Cancelled, CrossdockError, NotSupported, SandboxError, SolveError
 from crossdock.image.platform import local_platform
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from crossdock.dockerfile.lint import LintWarning
     from crossdock.engine.cache.refs import Ref
     from crossdock.engine.exporters.model import ExporterSpec, ExportResult
-    from crossdock.engine.sources.image import ResolvedImage
-    from crossdock.image.platform import Platform
     from crossdock.llb.graph import Output
     from crossdock.progress.events import EventSink
     from crossdock.registry import RegistryClient
@@ -132,7 +131,7 @@ class _Build:
         #: vertex that stands for reading the Dockerfile; warnings belong to it
         self._definition = definition
         self._files = LocalFiles(inputs.directories)
-        self._images = _Images(engine, keeper, cancel)
+        self._images = EngineImages(engine, keeper, cancel)
         self._dockerfile, self._name = inputs.dockerfile or b"", inputs.name
 
     def run(self) -> BuildResult:
@@ -309,25 +308,3 @@ class _Build:
         )
         metadata = {key: value.decode() for key, value in found.metadata().items()}
         return BuildResult(metadata=metadata, warnings=tuple(self._keeper.warnings))
-
-
-class _Images:
-    """Resolves images through the engine, shown as steps."""
-
-    def __init__(self, engine: Engine, sink: EventSink, cancel: CancelToken) -> None:
-        self._engine = engine
-        self._sink = sink
-        self._cancel = cancel
-
-    def resolve_image(self, ref: str, *, platform: Platform, mode: str, log_name: str) -> ResolvedImage:
-        """Resolve a reference."""
-        with shown(self._sink, log_name):
-            return self._engine.resolve_image_config(
-                ref, platform=platform, mode=mode, sink=self._sink, cancel=self._cancel
-            )
-
-    def resolve_oci_layout(self, ref: str, *, store: str, platform: Platform, log_name: str) -> ResolvedImage:
-        """Refuse: OCI layouts as contexts are not read yet."""
-        del store, platform, log_name
-        summary = f"the embedded builder cannot read the OCI layout {ref} yet"
-        raise NotSupported(summary)

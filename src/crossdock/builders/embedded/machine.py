@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from crossdock.builders.bootrecord import BootRecord
-from crossdock.builders.embedded.steps import shown
+from crossdock.builds.steps import shown
 from crossdock.errors import SandboxError
 
 if TYPE_CHECKING:

@@ -180,7 +180,7 @@ class DockerLoader:
 
     def _run(self) -> None:
         from crossdock.builders.dockerengine import load_image
-        from crossdock.builders.embedded.steps import shown
+        from crossdock.builds.steps import shown
 
         try:
             with shown(self._sink, "importing to docker") as step:

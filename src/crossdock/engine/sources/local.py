@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from crossdock.engine.cache.refs import LocalTree
 from crossdock.engine.ops.base import BaseOp
@@ -18,7 +18,7 @@ from crossdock.errors import ContextError, SolveError, StoreFull
 from crossdock.llb.ops import SourceOp
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from crossdock.engine.cache.localview import LocalView
@@ -27,10 +27,22 @@ if TYPE_CHECKING:
     from crossdock.engine.store import Store
     from crossdock.engine.store.statcache import StatTable
     from crossdock.llb.graph import Node
+    from crossdock.patterns.filter import PathFilter
 
-__all__ = ["LocalSolverOp", "LocalSources"]
+__all__ = ["FetchLocal", "LocalSolverOp", "LocalSources"]
 
 _SCHEME = "local://"
+
+
+class FetchLocal(Protocol):
+    """Brings a directory from elsewhere: a client of the server."""
+
+    def __call__(self, name: str, attrs: Mapping[str, str], vertex: str, ctx: OpContext, /) -> Path:
+        """Return a directory with what ``attrs`` select and nothing else; it stays as it is until the solve's caller ends.
+
+        Raises: ContextError; the token's cause.
+        """
+        ...
 
 
 class LocalSources:
@@ -39,9 +51,13 @@ class LocalSources:
     Another solve looks at the same directories anew; what both do with equal content is still done once.
     """
 
-    def __init__(self, directories: Mapping[str, Path], store: Store) -> None:
+    def __init__(
+        self, directories: Mapping[str, Path], store: Store, fetch: FetchLocal | None = None
+    ) -> None:
+        """``fetch`` is asked for directories that are not among ``directories``."""
         self._directories = dict(directories)
         self._store = store
+        self._fetch = fetch
         #: tells these directories from those of other solves
         self.identity = os.urandom(16).hex()
         # Guards _views.
@@ -55,22 +71,40 @@ class LocalSources:
 
         Raises: ContextError when there is no such directory; UsageError for a malformed pattern.
         """
-        from crossdock.engine.cache.localview import LocalView
         from crossdock.engine.cache.select import path_filter
 
         root = self._directories.get(name)
         if root is None:
             summary = f"the build has no local directory named {name}"
             raise ContextError(summary)
+        return self._view((name, include, exclude), root, lambda: path_filter(include, exclude))
+
+    def fetched(self, name: str, attrs: Mapping[str, str], vertex: str, ctx: OpContext) -> LocalView | None:
+        """Return a view of a directory brought from elsewhere; ``None`` when it is a local one.
+
+        Raises: what the fetcher raises.
+        """
+        if self._fetch is None or name in self._directories:
+            return None
+        root = self._fetch(name, attrs, vertex, ctx)
+        return self._view((str(root), (), ()), root, lambda: None)
+
+    def _view(
+        self,
+        key: tuple[str, tuple[str, ...], tuple[str, ...]],
+        root: Path,
+        filter_: Callable[[], PathFilter | None],
+    ) -> LocalView:
+        from crossdock.engine.cache.localview import LocalView
+
         with self._lock:
-            key = (name, include, exclude)
             view = self._views.get(key)
             if view is None:
                 real = os.path.realpath(root)
                 table = self._tables.get(real)
                 if table is None:
                     table = self._tables[real] = self._store.stats.load(real)
-                view = self._views[key] = LocalView(root, path_filter(include, exclude), table)
+                view = self._views[key] = LocalView(root, filter_(), table)
         return view
 
     def save(self) -> None:
@@ -89,7 +123,7 @@ class LocalSources:
 class LocalSolverOp(BaseOp):
     """A ``local://`` source: never cached, keyed by content wherever it is used."""
 
-    __slots__ = ("_exclude", "_include", "_name", "_sources")
+    __slots__ = ("_attrs", "_exclude", "_include", "_name", "_sources")
 
     def __init__(self, node: Node, env: OpEnv, sources: LocalSources) -> None:
         super().__init__(node, env)
@@ -98,7 +132,7 @@ class LocalSolverOp(BaseOp):
             raise SolveError(summary, vertex=self.vertex)
         self._sources = sources
         self._name = node.op.identifier.removeprefix(_SCHEME)
-        attrs = node.op.attrs
+        attrs = self._attrs = node.op.attrs
         self._include = _patterns(attrs, "local.includepattern")
         self._exclude = _patterns(attrs, "local.excludepatterns")
 
@@ -106,10 +140,15 @@ class LocalSolverOp(BaseOp):
         """Key: the directory and the patterns; it holds for this process only."""
         hasher = KeyHasher("local").text("sources", self._sources.identity).text("name", self._name)
         hasher.texts("include", self._include).texts("exclude", self._exclude)
+        # Which files are brought from elsewhere depends on more of the attributes.
+        hasher.texts("attrs", [part for item in sorted(self._attrs.items()) for part in item])
         return CacheMap(hasher.finish(), volatile=True)
 
     def execute(self, inputs: Sequence[Result], ctx: OpContext) -> Sequence[Result]:  # noqa: ARG002
-        """Open the directory; nothing is read yet."""
+        """Open the directory; nothing is read yet, unless it must be brought from elsewhere."""
+        view = self._sources.fetched(self._name, self._attrs, self.vertex, ctx)
+        if view is not None:
+            return [LocalTree(self._name, view)]
         return [LocalTree(self._name, self._sources.view(self._name, self._include, self._exclude))]
 
 
