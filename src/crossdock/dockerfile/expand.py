@@ -8,9 +8,14 @@ Spec: Dockerfile reference "Environment replacement"; behaviour of moby/buildkit
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, NamedTuple
 
+from crossdock.dockerfile.shellpattern import (
+    PatternError,
+    replace_matches,
+    strip_prefix,
+    strip_suffix,
+)
 from crossdock.dockerfile.text import SPACE, quote
 
 if TYPE_CHECKING:
@@ -149,7 +154,7 @@ class _Scanner:
     def run(self) -> tuple[str, list[str]]:
         try:
             return self._until(_END, keep_escapes=self.keep_escapes)
-        except ExpandError as exc:
+        except (ExpandError, PatternError) as exc:
             msg = f"failed to process {quote(self.source)}: {exc}"
             raise ExpandError(msg) from None
         except RecursionError:
@@ -332,7 +337,7 @@ class _Scanner:
             if self.keep_unset:
                 return f"${{{name}/{pattern}/{new}}}"
             value = ""
-        return _substitute(value, _regex(pattern, greedy=True), new, every=every)
+        return replace_matches(pattern, value, new, every=every)
 
 
 def _modify(name: str, op: str, word: str, value: str | None, *, empty_is_unset: bool) -> str:
@@ -352,61 +357,5 @@ def _modify(name: str, op: str, word: str, value: str | None, *, empty_is_unset:
             greedy = word.startswith(op)
             pattern = word[1:] if greedy else word
             text = value or ""
-            if op == "#":
-                return _strip_prefix(pattern, text, greedy=greedy)
-            return _strip_prefix(_reverse_pattern(pattern), text[::-1], greedy=greedy)[::-1]
-
-
-def _regex(pattern: str, *, greedy: bool) -> re.Pattern[str]:
-    """Translate a shell pattern (``*``, ``?``, backslash escapes; no bracket expressions)."""
-    out: list[str] = []
-    chars = iter(range(len(pattern)))
-    for i in chars:
-        ch = pattern[i]
-        if ch == "*":
-            out.append(".*" if greedy else ".*?")
-        elif ch == "?":
-            out.append(".")
-        elif ch == "\\":
-            following = pattern[i + 1 : i + 2]
-            if following and following in "}/":
-                continue
-            if not following or following not in "*?\\":
-                msg = f"invalid pattern ({pattern}) in substitution: invalid escape '\\{following}'"
-                raise ExpandError(msg)
-            next(chars)
-            out.append("\\" + following)
-        else:
-            out.append(re.escape(ch))
-    return re.compile("".join(out))
-
-
-def _strip_prefix(pattern: str, text: str, *, greedy: bool) -> str:
-    found = _regex(pattern, greedy=greedy).match(text)
-    return text[found.end() :] if found else text
-
-
-def _substitute(text: str, pattern: re.Pattern[str], new: str, *, every: bool) -> str:
-    out: list[str] = []
-    done = 0
-    last_end = -1
-    for found in pattern.finditer(text):
-        if found.start() == found.end() == last_end:
-            continue  # an empty match right after a match does not count
-        out += (text[done : found.start()], new)
-        done = last_end = found.end()
-        if not every:
-            break
-    out.append(text[done:])
-    return "".join(out)
-
-
-def _reverse_pattern(pattern: str) -> str:
-    """Reverse a pattern, keeping each escape before its character."""
-    units: list[str] = []
-    i = 0
-    while i < len(pattern):
-        step = 2 if pattern[i] == "\\" and i + 1 < len(pattern) else 1
-        units.append(pattern[i : i + step])
-        i += step
-    return "".join(reversed(units))
+            strip = strip_prefix if op == "#" else strip_suffix
+            return strip(pattern, text, greedy=greedy)
