@@ -118,7 +118,7 @@ def command(globals_: Globals, args: tuple[str, ...], **flags: Any) -> int:
     request = builder.completed(request)
     _remove_stale(flags["iidfile"])
     result = _run(globals_, builder, request, mode)
-    return _finish(request, result, flags, mode)
+    return _finish(request, result, flags, mode, debug=globals_.debug)
 
 
 def _run(globals_: Globals, builder: Builder, request: BuildRequest, mode: str) -> BuildResult:
@@ -146,14 +146,16 @@ def _remove_stale(path: str | None) -> None:
             return
 
 
-def _finish(request: BuildRequest, result: BuildResult, flags: dict[str, Any], mode: str) -> int:
+def _finish(
+    request: BuildRequest, result: BuildResult, flags: dict[str, Any], mode: str, *, debug: bool
+) -> int:
     from crossdock.cli.buildflags import print_warnings, write_files
 
     write_files(result, flags)
     if mode not in ("quiet", "none", "rawjson"):
-        print_warnings(result, debug=False)
+        print_warnings(result, debug=debug)
     if request.call != "build":
-        return _print_call(result)
+        return _print_call(result, request.call)
     if mode == "quiet" and result.image_id:
         sys.stdout.write(result.image_id + "\n")
     if mode not in ("quiet", "none", "rawjson") and not request.outputs:
@@ -164,7 +166,13 @@ def _finish(request: BuildRequest, result: BuildResult, flags: dict[str, Any], m
     return 0
 
 
-def _print_call(result: BuildResult) -> int:
-    text = str(result.metadata.get("result.txt", ""))
+def _print_call(result: BuildResult, call: str) -> int:
+    """Print the answer to ``--call=METHOD[,format=json][,ignorestatus=true]``; its status is the exit code."""
+    options = {
+        key: value or "true" for key, _, value in (item.partition("=") for item in call.split(",")[1:])
+    }
+    text = str(result.metadata.get("result.json" if options.get("format") == "json" else "result.txt", ""))
     sys.stdout.write(text if text.endswith("\n") or not text else text + "\n")
+    if options.get("ignorestatus", "false") in ("true", "1"):
+        return 0
     return int(result.metadata.get("result.statuscode", 0) or 0)

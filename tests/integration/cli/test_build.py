@@ -376,6 +376,41 @@ class TestFailures:
         assert f"{named} is not supported" in done.err
 
 
+class TestCall:
+    def test_checks_are_listed_and_are_the_exit_code(self, crossdock: Crossdock, context: Path) -> None:
+        (context / "Dockerfile").write_text("FROM scratch AS a\nENTRYPOINT foo\n")
+        done = crossdock("build", context, "--check")
+        assert done.code == 1
+        assert "JSONArgsRecommended" in done.out
+        assert crossdock("build", context, "--call=check,ignorestatus=true").ok().out == done.out
+
+    def test_outline_targets_and_methods(self, crossdock: Crossdock, context: Path) -> None:
+        (context / "Dockerfile").write_text("FROM scratch AS first\nARG WORD=x\nFROM scratch AS last\n")
+        assert "first" in crossdock("build", context, "--call=targets").ok().out
+        outline = crossdock("build", "-q", context, "--call=outline,format=json", "--target=first").ok().out
+        assert json.loads(outline)["args"][0]["name"] == "WORD"
+        assert "outline" in crossdock("build", context, "--call=subrequests.describe").ok().out
+        assert "--call=nope is not supported" in crossdock("build", context, "--call=nope").failed(1).err
+
+    def test_warnings_of_a_build_are_summed_up(self, crossdock: Crossdock, context: Path) -> None:
+        (context / "Dockerfile").write_text("FROM scratch AS a\nENTRYPOINT foo\n")
+        meta = context / "meta.json"
+        done = crossdock(
+            "build",
+            context,
+            "--metadata-file",
+            meta,
+            "-o",
+            "type=cacheonly",
+            env={"BUILDX_METADATA_WARNINGS": "1"},
+        ).ok()
+        assert "1 warning found:\n - JSONArgsRecommended:" in done.err
+        assert "(line 2)" in done.err
+        data = json.loads(meta.read_text())
+        assert len(data["buildx.build.warnings"]) == 1
+        assert data["buildx.build.ref"].startswith("embedded/embedded/")
+
+
 class TestInterruption:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_it_ends_within_a_second_and_leaves_nothing(

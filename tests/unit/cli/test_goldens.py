@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.golden
 SOURCE = SourceRange(
     SourceFile("Dockerfile", "FROM a\nRUN one \\\n  two\nRUN three\n"), Position(2), Position(3)
 )
-VALUES: dict[str, object] = {
+VALUES: dict[str, Any] = {
     "host": "registry.example",
     "platform": "linux/arm64",
     "available": ("linux/amd64",),

@@ -36,7 +36,7 @@ DRIVERS: dict[str, DriverSpec] = {
         "crossdock.builders.drivers.docker:make", multi_node=False, creatable=False, takes_daemon_config=False
     ),
     "docker-container": DriverSpec("crossdock.builders.drivers.docker_container:make"),
-    "kubernetes": DriverSpec(""),
+    "kubernetes": DriverSpec("crossdock.builders.drivers.kubernetes:make"),
     "remote": DriverSpec("crossdock.builders.drivers.remote:make", takes_daemon_config=False),
 }
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossdock.builders.embedded.inputs import LocalFiles, check_secrets, gather, secret_reader, ssh_sockets
 from crossdock.builders.embedded.outputs import plan_outputs, reproducible
-from crossdock.builders.embedded.supported import check_supported
+from crossdock.builders.embedded.supported import check_supported, ignored_notes
 from crossdock.builders.result import BuildResult, BuiltImage, BuiltIndex
 from crossdock.builds.images import EngineImages
 from crossdock.builds.steps import EventKeeper, shown
@@ -146,6 +146,8 @@ class _Build:
             self._request, multi_platform=options.multi_platform, sink=self._keeper, cancel=self._cancel
         )
         self._check_outputs(specs, options)
+        for note in ignored_notes(self._request):
+            self._keeper.emit(VertexWarning(vertex=self._definition, level=1, short=note))
         results = self._convert(options)
         try:
             exported = self._solve_and_export(results, specs, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from crossdock.errors import NotSupported, UsageError
@@ -9,7 +10,7 @@ from crossdock.errors import NotSupported, UsageError
 if TYPE_CHECKING:
     from crossdock.builders.request import BuildRequest
 
-__all__ = ["check_supported"]
+__all__ = ["check_supported", "ignored_notes"]
 
 _ENTITLEMENTS = frozenset(["network.host", "security.insecure", "buildx.local.delete"])
 
@@ -27,11 +28,21 @@ def check_supported(request: BuildRequest) -> None:
     for refusal in _refusals(request):
         summary = f"{refusal.flag} is not supported by the embedded builder yet: {refusal.why}"
         raise NotSupported(summary, hint="use a BuildKit builder for this build: --builder NAME")
+    if os.environ.get("EXPERIMENTAL_BUILDKIT_SOURCE_POLICY"):
+        summary = "EXPERIMENTAL_BUILDKIT_SOURCE_POLICY is set: the embedded builder evaluates no source policies yet"
+        raise NotSupported(summary, hint="unset it, or use a BuildKit builder: --builder NAME")
     for grant in request.allow:
         name = grant.partition("=")[0]
         if name not in _ENTITLEMENTS:
             summary = f"unknown entitlement {grant!r}"
             raise UsageError(summary, hint=f"entitlements: {', '.join(sorted(_ENTITLEMENTS))}")
+
+
+def ignored_notes(request: BuildRequest) -> list[str]:
+    """Say what has no effect but does not make the result wrong, for warnings."""
+    inline = request.build_args.get("BUILDKIT_INLINE_CACHE", "").lower() in ("1", "true")
+    text = "BUILDKIT_INLINE_CACHE has no effect: the embedded builder writes no inline cache yet"
+    return [text] if inline else []
 
 
 def _refusals(request: BuildRequest) -> list[_Refusal]:

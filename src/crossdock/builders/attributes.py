@@ -1,0 +1,47 @@
+"""The attributes of a build that BuildKit's Dockerfile frontend and ours both read.
+
+Spec: docker/buildx ``build/opt.go``; moby/buildkit ``frontend/dockerui``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from crossdock.builders.request import BuildRequest
+
+__all__ = ["entitlements", "frontend_attributes"]
+
+
+def frontend_attributes(request: BuildRequest) -> dict[str, str]:
+    """Return the attributes that do not depend on where the build runs; contexts, attestations and exports are left out."""
+    attrs = {f"build-arg:{k}": v for k, v in request.build_args.items()}
+    attrs.update({f"label:{k}": v for k, v in request.labels.items()})
+    simple = {
+        "target": request.target,
+        "platform": ",".join(map(str, request.platforms)),
+        "add-hosts": ",".join(request.add_hosts),
+        "shm-size": str(request.shm_size) if request.shm_size else "",
+        "ulimit": ",".join(request.ulimits),
+        "cgroup-parent": request.cgroup_parent,
+        "image-resolve-mode": "pull" if request.pull else "",
+        "force-network-mode": request.network if request.network in ("host", "none") else "",
+    }
+    attrs.update({k: v for k, v in simple.items() if v})
+    if request.no_cache:
+        attrs["no-cache"] = ""
+    elif request.no_cache_filter:
+        attrs["no-cache"] = ",".join(request.no_cache_filter)
+    # The attributes of --resource are spelt without dashes, and memory-swap shorter.
+    resources = {
+        k.replace("memory-swap", "memswap").replace("-", ""): v for k, v in request.resources.items()
+    }
+    return {**attrs, **resources}
+
+
+def entitlements(request: BuildRequest) -> tuple[str, ...]:
+    """Return what the build is granted: what the client alone asks for left out, the host's network with ``--network``."""
+    granted = [e for e in request.allow if not e.startswith("buildx.local")]
+    if request.network == "host":
+        granted.append("network.host")
+    return tuple(dict.fromkeys(granted))
