@@ -60,8 +60,8 @@ def build(
 
     ``context`` is a directory or URL; ``dockerfile`` a path, or the text itself as bytes. ``platforms`` default to the
     builder's own. ``push`` and ``load`` add outputs as the flags do; further ``outputs`` are written as for
-    ``--output``. ``secrets`` maps ids to a :class:`Secret` or bytes (the value), or a path. ``on_event`` is called from
-    one other thread with every progress event and must not raise. ``cancel`` ends the build from any thread.
+    ``--output``. ``secrets`` maps ids to a :class:`Secret` or bytes (the value), or a path. ``on_event`` is called with
+    every progress event, one at a time but perhaps from another thread; an exception of it ends an embedded build. ``cancel`` ends the build from any thread.
 
     Raises: CrossdockError of the kind that says what went wrong; Cancelled.
     """
@@ -295,13 +295,18 @@ def list_builders() -> list[str]:
 
 
 class _CallbackSink:
-    __slots__ = ("_function",)
+    __slots__ = ("_function", "_lock")
 
     def __init__(self, function: Callable[[Event], object]) -> None:
+        import threading
+
         self._function = function
+        # Callers need not be thread-safe: one event at a time.
+        self._lock = threading.Lock()
 
     def emit(self, event: Event) -> None:
-        self._function(event)
+        with self._lock:
+            self._function(event)
 
 
 def _sink(on_event: Callable[[Event], object] | None) -> EventSink:
