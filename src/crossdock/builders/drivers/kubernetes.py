@@ -6,6 +6,7 @@ Needs the extra ``crossdock[kubernetes]``. Spec: features "kubernetes" driver; d
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import random
 import time
@@ -14,14 +15,14 @@ from urllib.parse import parse_qs, urlsplit
 
 from crossdock.builders.drivers.base import NodeInfo
 from crossdock.builders.drivers.buildkit import BuildKitDriver
-from crossdock.builders.drivers.kubemanifest import CONTAINER, make_workload
+from crossdock.builders.drivers.kubemanifest import CONTAINER, Workload, make_workload
 from crossdock.builders.drivers.kubeopts import KubeOptions, workload_name
 from crossdock.builders.drivers.steps import Step
 from crossdock.buildkit.client import Client
 from crossdock.errors import BuilderError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
     from crossdock.builders.model import Node, NodeGroup
     from crossdock.builders.request import BuildRequest
@@ -33,6 +34,7 @@ __all__ = ["KubernetesDriver", "make"]
 
 _DIAL_TRIES = 5
 _POLL_S = 0.2
+_MISSING, _CONFLICT = 404, 409
 
 
 def make(group: NodeGroup, node: Node) -> KubernetesDriver:
@@ -213,45 +215,48 @@ class _Apis:
             summary = "no Kubernetes cluster is configured"
             raise BuilderError(summary, hint="set KUBECONFIG, or choose a context with kubectl") from exc
 
-    def get(self, workload: Any) -> Any:
+    def get(self, workload: Workload) -> Any:
         """Return the workload; ``None`` when it does not exist."""
-        with _api_errors(missing_ok=True):
-            if workload.kind == "StatefulSet":
-                return self._apps.read_namespaced_stateful_set(workload.name, self.namespace)
-            return self._apps.read_namespaced_deployment(workload.name, self.namespace)
-        return None
+        read = self._apps.read_namespaced_deployment
+        if workload.kind == "StatefulSet":
+            read = self._apps.read_namespaced_stateful_set
+        return _ask(lambda: read(workload.name, self.namespace), accept=_MISSING)
 
-    def create(self, workload: Any) -> None:
-        """Create ConfigMaps first, then the workload."""
+    def create(self, workload: Workload) -> None:
+        """Create ConfigMaps first, then the workload; what exists is brought up to date or kept."""
         for config_map in workload.config_maps:
-            with _api_errors(conflict_ok=True):
-                self._core.create_namespaced_config_map(self.namespace, config_map)
-                continue
-            with _api_errors():
-                self._core.replace_namespaced_config_map(
-                    config_map["metadata"]["name"], self.namespace, config_map
+            made = _ask(
+                functools.partial(self._core.create_namespaced_config_map, self.namespace, config_map),
+                accept=_CONFLICT,
+            )
+            if made is None:
+                name = config_map["metadata"]["name"]
+                _ask(
+                    functools.partial(
+                        self._core.replace_namespaced_config_map, name, self.namespace, config_map
+                    )
                 )
-        with _api_errors(conflict_ok=True):
-            if workload.kind == "StatefulSet":
-                self._apps.create_namespaced_stateful_set(self.namespace, workload.body)
-            else:
-                self._apps.create_namespaced_deployment(self.namespace, workload.body)
+        create = self._apps.create_namespaced_deployment
+        if workload.kind == "StatefulSet":
+            create = self._apps.create_namespaced_stateful_set
+        _ask(lambda: create(self.namespace, workload.body), accept=_CONFLICT)
 
-    def delete(self, workload: Any) -> None:
+    def delete(self, workload: Workload) -> None:
         """Delete everything; what is already gone is fine."""
-        with _api_errors(missing_ok=True):
-            if workload.kind == "StatefulSet":
-                self._apps.delete_namespaced_stateful_set(workload.name, self.namespace)
-            else:
-                self._apps.delete_namespaced_deployment(workload.name, self.namespace)
+        delete = self._apps.delete_namespaced_deployment
+        if workload.kind == "StatefulSet":
+            delete = self._apps.delete_namespaced_stateful_set
+        _ask(lambda: delete(workload.name, self.namespace), accept=_MISSING)
         for config_map in workload.config_maps:
-            with _api_errors(missing_ok=True):
-                self._core.delete_namespaced_config_map(config_map["metadata"]["name"], self.namespace)
+            name = config_map["metadata"]["name"]
+            _ask(
+                functools.partial(self._core.delete_namespaced_config_map, name, self.namespace),
+                accept=_MISSING,
+            )
 
     def running_pods(self, selector: str) -> list[str]:
         """Return the names of running pods; those that are going away are left out."""
-        with _api_errors():
-            found = self._core.list_namespaced_pod(self.namespace, label_selector=selector).items
+        found = _ask(lambda: self._core.list_namespaced_pod(self.namespace, label_selector=selector)).items
         return sorted(
             p.metadata.name
             for p in found
@@ -264,8 +269,8 @@ class _Apis:
 
         # A client of its own: the stream helper replaces the client's request method.
         core = client.CoreV1Api(client.ApiClient())
-        with _api_errors():
-            return stream.stream(
+        return _ask(
+            lambda: stream.stream(
                 core.connect_get_namespaced_pod_exec,
                 pod,
                 self.namespace,
@@ -278,22 +283,22 @@ class _Apis:
                 binary=True,
                 _preload_content=False,
             )
+        )
 
 
-@contextlib.contextmanager
-def _api_errors(*, missing_ok: bool = False, conflict_ok: bool = False) -> Iterator[None]:
+def _ask(call: Callable[[], Any], *, accept: int = 0) -> Any:
+    """Make a call; ``None`` when the API answers with the status ``accept``."""
     from kubernetes.client.exceptions import ApiException
     from urllib3.exceptions import HTTPError
 
     try:
-        yield
+        return call()
     except ApiException as exc:
-        if (missing_ok and exc.status == 404) or (conflict_ok and exc.status == 409):
-            return
+        if accept and exc.status == accept:
+            return None
         summary = f"the Kubernetes API refused: {exc.status} {exc.reason}"
         raise BuilderError(summary, detail=str(exc.body or "")[:2000]) from exc
     except (HTTPError, OSError) as exc:
         summary = f"cannot reach the Kubernetes API: {exc}"
-        raise BuilderError(
-            summary, hint="is the cluster up, and the context the right one?", retryable=True
-        ) from exc
+        hint = "is the cluster up, and the context the right one?"
+        raise BuilderError(summary, hint=hint, retryable=True) from exc
