@@ -113,11 +113,14 @@ def scratch_user() -> Iterator[str]:
     home = Path(tempfile.mkdtemp(prefix="cd", dir="/var/tmp"))  # short: sockets are below it
     home.rmdir()  # useradd makes it, with the right owner
     _run(["useradd", "--create-home", "--home-dir", str(home), "--user-group", "--shell", "/bin/sh", name])
+    uid = pwd.getpwnam(name).pw_uid
     try:
         _ensure_subids(name)
         yield name
     finally:
         end_processes(name)
+        # the mount point of builds, which outlives them on purpose: the next user of this id must not find it
+        shutil.rmtree(f"/tmp/crossdock-{uid}", ignore_errors=True)
         subprocess.run(["userdel", "--force", "--remove", name], check=False, capture_output=True)
         shutil.rmtree(home, ignore_errors=True)
 
