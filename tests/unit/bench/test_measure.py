@@ -30,8 +30,8 @@ def test_the_peak_is_that_of_the_biggest_process_of_the_tree(tmp_path: Path) -> 
 
 
 def test_commands_at_once_share_the_clock(tmp_path: Path) -> None:
-    both = [python("import time; time.sleep(0.5)")] * 2
-    assert 0.5 <= measure.run(both, env=os.environ, cwd=tmp_path).seconds < 0.95
+    both = [python("import time; time.sleep(1)")] * 2
+    assert 1 <= measure.run(both, env=os.environ, cwd=tmp_path).seconds < 2
 
 
 def test_a_failure_shows_what_was_printed(tmp_path: Path) -> None:
