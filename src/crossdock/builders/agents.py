@@ -8,10 +8,12 @@ Spec: docker/buildx ``util/buildflags/ssh.go``; moby/buildkit ``session/sshforwa
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import tempfile
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,7 @@ from crossdock.errors import SandboxError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from contextlib import ExitStack
 
 __all__ = ["agent_sockets", "implied_ssh"]
 
@@ -76,20 +79,20 @@ def _own_agent(spec: str, keys: list[Path]) -> Iterator[Path]:
         socket = Path(folder) / "agent"
         # ssh-agent becomes the command, and the agent its child, which ends when the command does. The command
         # ends when its standard input does, and that is a pipe of ours.
-        process = _start(["ssh-agent", "-a", str(socket), "sh", "-c", "echo $SSH_AGENT_PID; exec cat"])
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with process.stdin, process.stdout:
-            pid = process.stdout.readline().strip()
+        # Leaving the block closes it and waits.
+        with _start(["ssh-agent", "-a", str(socket), "sh", "-c", "echo $SSH_AGENT_PID; exec cat"]) as process:
+            pid = process.stdout.readline().strip() if process.stdout is not None else b""
+            if not pid.isdigit():
+                summary = f"--ssh {spec}: ssh-agent did not start"
+                raise SandboxError(summary, missing="ssh-agent")
             try:
-                if not pid.isdigit():
-                    summary = f"--ssh {spec}: ssh-agent did not start"
-                    raise SandboxError(summary, missing="ssh-agent")
                 for key in keys:
                     _add(spec, key, socket)
                 yield socket
             finally:
-                _end(process, pid)
+                # The agent is a child of the command: its number stays its own until the command is gone.
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGTERM)
 
 
 def _start(command: list[str]) -> subprocess.Popen[bytes]:
@@ -121,14 +124,3 @@ def _add(spec: str, key: Path, socket: Path) -> None:
     reason = next((line for line in lines if "UNPROTECTED" not in line), "it has a passphrase, or is no key")
     summary = f"--ssh {spec}: cannot use the key {key}: {reason}"
     raise UsageError(summary, hint="add it to an agent with ssh-add, and use --ssh default")
-
-
-def _end(process: subprocess.Popen[bytes], pid: bytes) -> None:
-    # The agent is a child of the command: its number stays its own until the command is gone.
-    if pid.isdigit():
-        try:
-            os.kill(int(pid), 15)
-        except ProcessLookupError:
-            pass  # it has ended already
-    process.kill()
-    process.wait()

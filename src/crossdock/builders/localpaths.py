@@ -39,4 +39,6 @@ def refuse_bake_contexts(name: str, value: str) -> None:
     if value.startswith(("target:", "input:", "local:")):
         where = "bake files only" if kind == "target" else "requests of other frontends only"
         summary = f"--build-context {name}={value}: {kind}: contexts exist in {where}"
-        raise UsageError(summary, hint="use a directory, docker-image://, oci-layout://, https:// or a Git URL")
+        raise UsageError(
+            summary, hint="use a directory, docker-image://, oci-layout://, https:// or a Git URL"
+        )

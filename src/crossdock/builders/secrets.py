@@ -65,7 +65,5 @@ def check_secrets(specs: tuple[SecretSpec, ...]) -> None:
     Raises: UsageError.
     """
     for spec in specs:
-        if spec.value is None and (
-            spec.env not in os.environ if spec.env else not os.path.exists(spec.path)
-        ):
+        if spec.value is None and (spec.env not in os.environ if spec.env else not os.path.exists(spec.path)):
             read_secret(spec)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from crossdock.builds.steps import shown
-from crossdock.errors import NotSupported
+from crossdock.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import BinaryIO
+
     from crossdock.cancel import CancelToken
     from crossdock.engine.facade import Engine
     from crossdock.engine.sources.image import ResolvedImage
+    from crossdock.image.digest import Digest
     from crossdock.image.platform import Platform
     from crossdock.progress.events import EventSink
 
@@ -20,10 +24,18 @@ __all__ = ["EngineImages"]
 class EngineImages:
     """Satisfies the frontend's ``ImageResolver``."""
 
-    def __init__(self, engine: Engine, sink: EventSink, cancel: CancelToken) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        sink: EventSink,
+        cancel: CancelToken,
+        layouts: Mapping[str, Callable[[Digest], BinaryIO]] | None = None,
+    ) -> None:
+        """``layouts``: functions that open a blob, by the name of the OCI layout."""
         self._engine = engine
         self._sink = sink
         self._cancel = cancel
+        self._layouts = layouts or {}
 
     def resolve_image(self, ref: str, *, platform: Platform, mode: str, log_name: str) -> ResolvedImage:
         """Resolve a reference."""
@@ -33,7 +45,12 @@ class EngineImages:
             )
 
     def resolve_oci_layout(self, ref: str, *, store: str, platform: Platform, log_name: str) -> ResolvedImage:
-        """Refuse: OCI layouts as contexts are not read yet."""
-        del store, platform, log_name
-        summary = f"the OCI layout {ref} cannot be read yet"
-        raise NotSupported(summary)
+        """Find an image of a layout."""
+        open_blob = self._layouts.get(store)
+        if open_blob is None:
+            summary = f"no OCI layout was given under the name {store}"
+            raise UsageError(summary)
+        with shown(self._sink, log_name):
+            return self._engine.resolve_layout_config(
+                ref, open_blob=open_blob, platform=platform, cancel=self._cancel
+            )

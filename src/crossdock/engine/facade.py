@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
+    from typing import BinaryIO
 
     from crossdock.cancel import CancelToken
     from crossdock.engine.cache.view import View
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from crossdock.engine.store.gc import GCPolicy
     from crossdock.engine.store.usage import UsageRecord
     from crossdock.image.descriptor import Descriptor
+    from crossdock.image.digest import Digest
     from crossdock.image.platform import Platform
     from crossdock.llb.graph import Output
     from crossdock.progress.events import EventSink
@@ -81,6 +83,8 @@ class SolveInputs(NamedTuple):
     allow: frozenset[str] = frozenset()
     #: gives the directories that ``locals`` does not name, when a step first needs one
     fetch_local: FetchLocal | None = None
+    #: OCI layouts by name: functions that open a blob for one pass
+    layouts: Mapping[str, Callable[[Digest], BinaryIO]] = {}
 
 
 class EngineInfo(NamedTuple):
@@ -220,6 +224,27 @@ class Engine:
             parse_reference(ref), platform=platform, mode=mode, lease=self.lease, cancel=cancel
         )
 
+    def resolve_layout_config(
+        self,
+        ref: str,
+        *,
+        open_blob: Callable[[Digest], BinaryIO],
+        platform: Platform,
+        cancel: CancelToken,
+    ) -> ResolvedImage:
+        """Find an image of an OCI layout by its digest. Raises: ContextError, PlatformNotFound, LayerError."""
+        from crossdock.engine.sources.ocilayout import resolve_layout
+        from crossdock.image.reference import parse_reference
+
+        return resolve_layout(
+            parse_reference(ref),
+            open_blob,
+            platform=platform,
+            store=self.store,
+            lease=self.lease,
+            cancel=cancel,
+        )
+
     # --- looking into results ---
 
     def read_file(
@@ -352,6 +377,7 @@ class Engine:
             allow=inputs.allow,
             lenient_owner=self._single_id(),
             hang_deadline_s=self._options.hang_deadline_s,
+            layouts=inputs.layouts,
         )
 
     @staticmethod

@@ -214,14 +214,10 @@ def _make_source(
         from crossdock.engine.sources.git import GitSolverOp
 
         return GitSolverOp(node, env)
-    if scheme in ("http", "https"):
-        from crossdock.engine.sources.http import HttpSolverOp
+    if scheme == "oci-layout":
+        from crossdock.engine.sources.ocilayout import LayoutSolverOp
 
-        return HttpSolverOp(node, env)
-    if scheme == "git":
-        from crossdock.engine.sources.git import GitSolverOp
-
-        return GitSolverOp(node, env)
+        return LayoutSolverOp(node, env)
     summary = f"sources of the kind {scheme}:// are not supported by the embedded engine"
     raise NotSupported(summary, hint=f"asked for: {identifier}")
 

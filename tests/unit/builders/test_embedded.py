@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import socket
 import threading
 from dataclasses import replace
@@ -12,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from crossdock import errors
-from crossdock.builders.embedded.inputs import LocalFiles, check_secrets, gather, secret_reader, ssh_sockets
+from crossdock.builders.embedded.inputs import LocalFiles, gather
 from crossdock.builders.embedded.outputs import annotation_attrs, plan_outputs, reproducible
 from crossdock.builders.embedded.steps import EventKeeper, shown
 from crossdock.builders.embedded.supported import check_supported
 from crossdock.builders.embedded.wire import Channel, pack_error, unpack_error
 from crossdock.builders.request import BuildRequest, OutputSpec, SecretSpec
+from crossdock.builders.secrets import check_secrets, secret_reader
 from crossdock.cancel import CancelToken
 from crossdock.engine.exporters.model import ExporterSpec
 from crossdock.progress.events import NullSink, Vertex, VertexLog, VertexStatus, VertexWarning
@@ -216,17 +216,6 @@ class TestInputs:
             check_secrets((SecretSpec(id="a", path=str(tmp_path / "absent")),))
         with pytest.raises(errors.UsageError, match="ABSENT_HERE is not set"):
             check_secrets((SecretSpec(id="a", env="ABSENT_HERE"),))
-
-    def test_agents(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
-        with pytest.raises(errors.UsageError, match="SSH_AUTH_SOCK is not set"):
-            ssh_sockets(("default",))
-        (tmp_path / "key").write_text("")
-        with pytest.raises(errors.NotSupported, match="key files"):
-            ssh_sockets((f"id={tmp_path}/key",))
-        with socket.socket(socket.AF_UNIX) as agent:
-            agent.bind(os.fspath(tmp_path / "agent"))
-            assert ssh_sockets((f"id={tmp_path}/agent",)) == {"id": tmp_path / "agent"}
 
 
 class TestOutputs:

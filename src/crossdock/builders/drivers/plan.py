@@ -5,13 +5,17 @@ Spec: docker/buildx ``build/opt.go`` for the attributes; moby/buildkit ``fronten
 
 from __future__ import annotations
 
-import os
-import re
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from crossdock.builders.agents import agent_sockets, implied_ssh
+from crossdock.builders.attributes import entitlements, frontend_attributes
+from crossdock.builders.layouts import find_layout
+from crossdock.builders.localpaths import context_directory, default_dockerfile, refuse_bake_contexts
+from crossdock.builders.parse import is_remote_context
+from crossdock.builders.secrets import read_secret
 from crossdock.buildkit.session.auth import Auth
 from crossdock.buildkit.session.content import ContentStores, LayoutStore
 from crossdock.buildkit.session.filesync import FileSync, LocalDir
@@ -21,19 +25,16 @@ from crossdock.buildkit.session.upload import Upload
 from crossdock.buildkit.solve import CacheEntry, SolveOptions
 from crossdock.errors import ContextError, UsageError
 from crossdock.registry import Credentials
-from crossdock.secret import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from crossdock.builders.request import BuildRequest, SecretSpec
+    from crossdock.builders.request import BuildRequest
     from crossdock.buildkit.session.server import Attachable
     from crossdock.cancel import CancelToken
     from crossdock.errors import CrossdockError
 
 __all__ = ["Plan", "make_plan"]
-
-_URL = re.compile(r"(https?://|git://|ssh://|git@[^/:]+:|github\.com/)")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -94,9 +95,9 @@ def _contexts(
         plan.attrs[f"context:{name}"] = _named(name, value, dirs, plan.stores)
     if dirs:
         plan.attachables.append(FileSync(dirs, on_error=on_error))
-    agents = request.ssh or (("default",) if request.context.startswith(("ssh://", "git@")) else ())
+    agents = agent_sockets(implied_ssh(request.context, request.ssh), plan.stack)
     if agents:
-        plan.attachables.append(SshForward(dict(map(_agent, agents))))
+        plan.attachables.append(SshForward({name: str(path) for name, path in agents.items()}))
 
 
 def _main_context(
@@ -110,10 +111,10 @@ def _main_context(
         upload = Upload()
         plan.attrs["context"] = upload.add(stdin)
         plan.attachables.append(upload)
-    elif _URL.match(context):
+    elif is_remote_context(context):
         plan.attrs["context"] = context
     else:
-        dirs["context"] = LocalDir(path=_directory(context) if context else _scratch(plan))
+        dirs["context"] = LocalDir(path=context_directory(context) if context else _scratch(plan))
 
 
 def _dockerfile(request: BuildRequest, plan: Plan, dirs: dict[str, LocalDir]) -> None:
@@ -128,7 +129,7 @@ def _dockerfile(request: BuildRequest, plan: Plan, dirs: dict[str, LocalDir]) ->
         attrs["filename"] = str(given or "Dockerfile")
         return
     else:
-        path = given if given is not None else _default_dockerfile(dirs["context"].path)
+        path = given if given is not None else default_dockerfile(dirs["context"].path)
     if not path.is_file():
         summary = f"failed to read dockerfile: {path}: no such file"
         raise ContextError(summary, hint="name it with -f FILE")
@@ -136,22 +137,6 @@ def _dockerfile(request: BuildRequest, plan: Plan, dirs: dict[str, LocalDir]) ->
     attrs["filename"] = path.name
     if remote:
         attrs["dockerfilekey"] = "dockerfile"
-
-
-def _directory(path: str) -> Path:
-    found = Path(path)
-    if not found.exists():
-        summary = f"unable to prepare context: path {path!r} not found"
-        raise ContextError(summary)
-    if not found.is_dir():
-        summary = f"unable to prepare context: {path!r} is not a directory"
-        raise ContextError(summary, hint="give the directory, and the Dockerfile with -f")
-    return found.absolute()
-
-
-def _default_dockerfile(context: Path) -> Path:
-    upper, lower = context / "Dockerfile", context / "dockerfile"
-    return lower if not upper.exists() and lower.exists() else upper
 
 
 def _scratch(plan: Plan) -> Path:
@@ -162,75 +147,22 @@ def _scratch(plan: Plan) -> Path:
 
 def _named(name: str, value: str, dirs: dict[str, LocalDir], stores: dict[str, LayoutStore]) -> str:
     if value.startswith("oci-layout://"):
-        return _layout(name, value.removeprefix("oci-layout://"), stores)
-    if value.startswith("docker-image://") or _URL.match(value):
+        layout = find_layout(name, value)
+        stores[f"oci:{layout.store}"] = LayoutStore(layout.root)
+        return layout.text
+    if value.startswith("docker-image://") or is_remote_context(value):
         return value
-    if value.startswith("target:"):
-        summary = f"named context {name}={value}: targets exist in bake files only"
-        raise UsageError(summary)
-    dirs[name] = LocalDir(path=_directory(value))
+    refuse_bake_contexts(name, value)
+    dirs[name] = LocalDir(path=context_directory(value))
     return f"local:{name}"
 
 
-def _layout(name: str, value: str, stores: dict[str, LayoutStore]) -> str:
-    import json
-
-    path_text, _, digest = value.partition("@")
-    root = Path(path_text)
-    tag = "latest"
-    if not root.is_dir() and ":" in root.name:
-        head, _, tag = path_text.rpartition(":")
-        root = Path(head)
-    try:
-        index = json.loads((root / "index.json").read_bytes())
-    except (OSError, ValueError) as exc:
-        summary = f"named context {name}: {root} is not an OCI layout: {exc}"
-        raise ContextError(summary) from exc
-    if not digest:
-        entries = index.get("manifests") or []
-        names = [(e.get("annotations") or {}).get("org.opencontainers.image.ref.name") for e in entries]
-        chosen = [e for e, n in zip(entries, names, strict=True) if n == tag] or (
-            entries if len(entries) == 1 else []
-        )
-        if not chosen:
-            known = ", ".join(filter(None, names)) or "none"
-            summary = f"named context {name}: the layout {root} has no tag {tag!r}"
-            raise ContextError(summary, hint=f"tags in it: {known}")
-        digest = str(chosen[0].get("digest"))
-    key = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "layout"
-    stores[f"oci:{key}"] = LayoutStore(root.absolute())
-    return f"oci-layout://{key}@{digest}"
-
-
 def _attributes(request: BuildRequest, plan: Plan) -> None:
-    attrs = plan.attrs
-    for name, value in request.build_args.items():
-        attrs[f"build-arg:{name}"] = value
-    for name, value in request.labels.items():
-        attrs[f"label:{name}"] = value
-    simple: Mapping[str, str] = {
-        "target": request.target,
-        "platform": ",".join(map(str, request.platforms)),
-        "add-hosts": ",".join(request.add_hosts),
-        "shm-size": str(request.shm_size) if request.shm_size else "",
-        "ulimit": ",".join(request.ulimits),
-        "cgroup-parent": request.cgroup_parent,
-        "image-resolve-mode": "pull" if request.pull else "",
-        "force-network-mode": request.network if request.network in ("host", "none") else "",
-    }
-    attrs.update({k: v for k, v in simple.items() if v})
-    if request.no_cache:
-        attrs["no-cache"] = ""
-    elif request.no_cache_filter:
-        attrs["no-cache"] = ",".join(request.no_cache_filter)
-    for key, value in request.resources.items():
-        attrs[key.replace("-", "")] = value
+    plan.attrs.update(frontend_attributes(request))
     for kind, params in request.attests.items():
         if params is not None:
-            attrs[f"attest:{kind}"] = ",".join(f"{k}={v}" for k, v in params.items())
-    plan.entitlements = [e for e in request.allow if not e.startswith("buildx.local")]
-    if request.network == "host" and "network.host" not in plan.entitlements:
-        plan.entitlements.append("network.host")
+            plan.attrs[f"attest:{kind}"] = ",".join(f"{k}={v}" for k, v in params.items())
+    plan.entitlements = list(entitlements(request))
 
 
 def _caches(request: BuildRequest, plan: Plan) -> None:
@@ -268,32 +200,3 @@ def _cache_digest(root: Path, tag: str) -> str:
             return str(item.get("digest"))
     summary = f"local cache {root} has no tag {tag!r}"
     raise ContextError(summary)
-
-
-def read_secret(spec: SecretSpec) -> Secret:
-    """Read one secret.
-
-    Raises: UsageError naming the file or variable that is not there.
-    """
-    if spec.value is not None:
-        return spec.value
-    if spec.env:
-        if spec.env not in os.environ:
-            summary = f"secret {spec.id!r}: the environment variable {spec.env} is not set"
-            raise UsageError(summary)
-        return Secret(os.environ[spec.env])
-    try:
-        return Secret(Path(spec.path).read_bytes())
-    except OSError as exc:
-        summary = f"secret {spec.id!r}: cannot read {spec.path}: {exc.strerror}"
-        raise UsageError(summary) from exc
-
-
-def _agent(spec: str) -> tuple[str, str]:
-    name, _, path = spec.partition("=")
-    if not path:
-        path = os.environ.get("SSH_AUTH_SOCK", "")
-        if not path:
-            summary = f"--ssh {spec}: SSH_AUTH_SOCK is not set"
-            raise UsageError(summary, hint="start an agent with ssh-agent, or give --ssh default=SOCKET")
-    return name or "default", path

@@ -7,10 +7,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crossdock.builders.embedded.inputs import LocalFiles, check_secrets, gather, secret_reader, ssh_sockets
+from crossdock.builders.attributes import entitlements
+from crossdock.builders.embedded.inputs import LocalFiles, gather
 from crossdock.builders.embedded.outputs import plan_outputs, reproducible
 from crossdock.builders.embedded.supported import check_supported, ignored_notes
 from crossdock.builders.result import BuildResult, BuiltImage, BuiltIndex
+from crossdock.builders.secrets import check_secrets, secret_reader
 from crossdock.builds.images import EngineImages
 from crossdock.builds.steps import EventKeeper, shown
 from crossdock.engine.facade import Engine, EngineOptions, SolveInputs
@@ -19,7 +21,8 @@ from crossdock.image.platform import local_platform
 from crossdock.progress.events import VertexWarning
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import BinaryIO
 
     from crossdock.builders.bootrecord import BootRecord
     from crossdock.builders.embedded.inputs import Inputs
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from crossdock.dockerfile.lint import LintWarning
     from crossdock.engine.cache.refs import Ref
     from crossdock.engine.exporters.model import ExporterSpec, ExportResult
+    from crossdock.image.digest import Digest
     from crossdock.llb.graph import Output
     from crossdock.progress.events import EventSink
     from crossdock.registry import RegistryClient
@@ -54,8 +58,9 @@ def build(
         with shown(keeper, f"[internal] load build definition from {_display_name(request)}") as step:
             inputs = gather(request, empty)
             step.transferred("transferring dockerfile:", len(inputs.dockerfile or b""))
+        agents = _agents(request, stack)
         engine = stack.enter_context(Engine.open(EngineOptions(root, registry=_client)))
-        result = _Build(engine, request, inputs, keeper, cancel, step.digest).run()
+        result = _Build(engine, request, inputs, keeper, cancel, step.digest, agents).run()
         record = _survey(engine) if wants_record else None
         _collect_garbage(engine, cancel)
     return result, record
@@ -105,10 +110,22 @@ def _survey(engine: Engine) -> BootRecord | None:
         return None
 
 
-def _implied_ssh(request: BuildRequest) -> tuple[str, ...]:
-    """A Git context over ssh uses the default agent without being told, where there is one."""
-    is_ssh = request.context.startswith("ssh://") or request.context.partition("/")[0].find("@") > 0
-    return ("default",) if is_ssh and os.environ.get("SSH_AUTH_SOCK") else ()
+def _agents(request: BuildRequest, stack: ExitStack) -> Mapping[str, Path]:
+    """Return the ssh agents of the build; those started here end with ``stack``."""
+    if not request.ssh and "@" not in request.context and not request.context.startswith("ssh://"):
+        return {}
+    from crossdock.builders.agents import agent_sockets, implied_ssh
+
+    return agent_sockets(implied_ssh(request.context, request.ssh), stack)
+
+
+def _layouts(inputs: Inputs) -> dict[str, Callable[[Digest], BinaryIO]]:
+    """Return what opens the blobs of each OCI layout."""
+    if not inputs.layouts:
+        return {}
+    from crossdock.engine.sources.ocilayout import DirectoryLayout
+
+    return {name: DirectoryLayout(layout.root).open for name, layout in inputs.layouts.items()}
 
 
 class _Build:
@@ -122,6 +139,7 @@ class _Build:
         keeper: EventKeeper,
         cancel: CancelToken,
         definition: str,
+        agents: Mapping[str, Path],
     ) -> None:
         self._engine = engine
         self._request = request
@@ -130,8 +148,10 @@ class _Build:
         self._cancel = cancel
         #: vertex that stands for reading the Dockerfile; warnings belong to it
         self._definition = definition
+        self._agents = agents
+        self._layouts = _layouts(inputs)
         self._files = LocalFiles(inputs.directories)
-        self._images = EngineImages(engine, keeper, cancel)
+        self._images = EngineImages(engine, keeper, cancel, self._layouts)
         self._dockerfile, self._name = inputs.dockerfile or b"", inputs.name
 
     def run(self) -> BuildResult:
@@ -187,13 +207,12 @@ class _Build:
         return self._engine.read_file(ref, path, cancel=self._cancel, sink=self._keeper)
 
     def _solve_inputs(self) -> SolveInputs:
-        request = self._request
-        allow = {*request.allow, *(("network.host",) if request.network == "host" else ())}
         return SolveInputs(
             locals=self._inputs.directories,
-            secrets=secret_reader(request.secrets),
-            ssh=ssh_sockets(request.ssh or _implied_ssh(request)).get,
-            allow=frozenset(allow),
+            secrets=secret_reader(self._request.secrets),
+            ssh=self._agents.get,
+            allow=frozenset(entitlements(self._request)),
+            layouts=self._layouts,
         )
 
     def _check_outputs(self, specs: Sequence[ExporterSpec], options: ConvertOptions) -> None:

@@ -14,14 +14,16 @@ from crossdock.engine.solver.keys import KeyHasher
 from crossdock.errors import InternalError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
+    from typing import BinaryIO
 
     from crossdock.cancel import CancelToken
     from crossdock.engine.cache.view import View
     from crossdock.engine.sandbox.sandbox import Sandbox
     from crossdock.engine.solver import OpContext, Result
     from crossdock.engine.store import LayerId, Lease, Store
+    from crossdock.image.digest import Digest
     from crossdock.image.platform import Platform
     from crossdock.progress.events import EventSink
     from crossdock.secret import Secret
@@ -45,6 +47,7 @@ class OpEnv:
         allow: frozenset[str] = frozenset(),
         lenient_owner: bool = False,
         hang_deadline_s: float | None = None,
+        layouts: Mapping[str, Callable[[Digest], BinaryIO]] | None = None,
     ) -> None:
         self.store = store
         self.lease = lease
@@ -60,6 +63,8 @@ class OpEnv:
         #: a single id: nothing can be given away
         self.lenient_owner = lenient_owner
         self.hang_deadline_s = hang_deadline_s
+        #: OCI layouts by name: functions that open a blob
+        self.layouts = layouts or {}
         # Guards _packed; one local tree is packed once.
         self._lock = threading.Lock()
         self._packed: dict[LocalTree, Ref] = {}

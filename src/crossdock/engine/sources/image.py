@@ -35,10 +35,30 @@ if TYPE_CHECKING:
     from crossdock.image.reference import Reference
     from crossdock.registry import RegistryClient
 
-__all__ = ["ClientSource", "ImageSource", "ResolvedImage"]
+__all__ = ["ClientSource", "DocumentSource", "ImageFinder", "ImageSource", "ResolvedImage", "has_bytes"]
 
 _MAX_DEPTH = 4
 _MODES = ("default", "pull", "local")
+
+
+class DocumentClient(Protocol):
+    """Reads manifests and configs, verified."""
+
+    def fetch_manifest(self, ref: Reference, /) -> tuple[Descriptor, bytes]:
+        """Return a manifest or index."""
+        ...
+
+    def fetch_blob(self, ref: Reference, blob: Descriptor, /) -> bytes:
+        """Return a small blob."""
+        ...
+
+
+class DocumentSource(Protocol):
+    """Gives what reads documents: a registry's client, or an OCI layout."""
+
+    def scoped(self, *, cancel: CancelToken) -> DocumentClient:
+        """Return a client whose waits end with ``cancel``."""
+        ...
 
 
 class ClientSource(Protocol):
@@ -101,7 +121,7 @@ class ImageSource:
         found = self._resolved.get(memo)
         if found is None:
             top, repository = self._top(ref, mode, lease, cancel)
-            finder = _Finder(self._store, self._registry, self._once, ref, repository, lease, cancel)
+            finder = ImageFinder(self._store, self._registry, self._once, ref, repository, lease, cancel)
             found = self._resolved[memo] = finder.find(top, platform)
         return found
 
@@ -157,11 +177,11 @@ class ImageSource:
             return stored.descriptor, ""
 
 
-class _Finder(NamedTuple):
+class ImageFinder(NamedTuple):
     """One search: from the top descriptor to a platform's manifest and config."""
 
     store: Store
-    registry: ClientSource
+    registry: DocumentSource
     once: OncePerKey
     ref: Reference
     repository: str
@@ -274,3 +294,10 @@ class _Finder(NamedTuple):
 
 def _is_image(manifest: Manifest) -> bool:
     return all(is_layer(layer.media_type) for layer in manifest.layers) and manifest.config.size > 2
+
+
+def has_bytes(store: Store, layer_id: LayerId, lease: Lease) -> bool:
+    """Return whether a layer's content is here, unpacked or as a blob."""
+    if store.layers.directory(layer_id) is not None:
+        return True
+    return any(store.content.has(blob.descriptor.digest, lease) for blob in store.layers.blobs(layer_id))
