@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import socket
 import threading
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,6 +20,7 @@ from crossdock.builders.secrets import check_secrets, secret_reader
 from crossdock.cancel import CancelToken
 from crossdock.engine.exporters.model import ExporterSpec
 from crossdock.progress.events import NullSink, Vertex, VertexLog, VertexStatus, VertexWarning
+from crossdock.record import replace
 from crossdock.secret import Secret
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ class TestInputs:
 
 class TestOutputs:
     def plan(self, *outputs: OutputSpec, multi: bool = False, **more: object) -> list[ExporterSpec]:
-        request = replace(BuildRequest(context=".", outputs=outputs), **more)  # type: ignore[arg-type]
+        request = replace(BuildRequest(context=".", outputs=outputs), **more)
         return plan_outputs(request, multi_platform=multi, sink=NullSink(), cancel=CancelToken())[0]
 
     def test_tags_and_annotations_reach_images(self) -> None:
@@ -301,7 +301,7 @@ class TestOutputs:
 )
 def test_what_is_not_there_yet_is_refused_by_name(change: dict[str, object], named: str) -> None:
     with pytest.raises(errors.NotSupported, match=f"{named} is not supported"):
-        check_supported(replace(BuildRequest(context="."), **change))  # type: ignore[arg-type]
+        check_supported(replace(BuildRequest(context="."), **change))
 
 
 def test_attestations_that_are_switched_off_are_fine() -> None:
