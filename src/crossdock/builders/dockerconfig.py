@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from crossdock.errors import BuilderError, ConfigError
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 from crossdock.errors import ContextError, DigestMismatch, UsageError
 from crossdock.image.digest import Digest, parse_digest
+from crossdock.record import NamedTuple
 
 __all__ = ["SCHEME", "LayoutContext", "find_layout"]
 

@@ -9,7 +9,6 @@ Spec: docker/buildx ``build/build.go`` ("merging manifest list"), ``util/imageto
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from crossdock.builders.drivers.steps import Step
@@ -18,6 +17,7 @@ from crossdock.cancel import CancelToken
 from crossdock.errors import UsageError
 from crossdock.image import ImageConfig, Index, make_index, parse_manifest, parse_reference
 from crossdock.image.mediatypes import DOCKER_MANIFEST
+from crossdock.record import replace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,11 +8,11 @@ Spec: docker/buildx ``store/nodegroup.go``.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from crossdock.errors import BuilderError
 from crossdock.image.platform import Platform
+from crossdock.record import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,8 +39,7 @@ def validate_name(name: str) -> str:
     return name.lower()
 
 
-@dataclass(slots=True, kw_only=True)
-class Node:
+class Node(Record, frozen=False):
     """One place that builds."""
 
     name: str
@@ -97,8 +96,7 @@ def _str_map(value: Mapping[str, Any] | None) -> dict[str, str] | None:
     return None if value is None else {str(k): str(v) for k, v in value.items()}
 
 
-@dataclass(slots=True, kw_only=True)
-class NodeGroup:
+class NodeGroup(Record, frozen=False):
     """A builder: a driver and its nodes."""
 
     name: str

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from crossdock.builders.request import OutputSpec, SecretSpec
 from crossdock.builders.values import csv_fields, parse_bool
 from crossdock.errors import UsageError
 from crossdock.image.reference import parse_reference
+from crossdock.record import replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

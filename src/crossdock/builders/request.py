@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from crossdock.record import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,8 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["BuildRequest", "OutputSpec", "SecretSpec"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutputSpec:
+class OutputSpec(Record):
     """One ``--output``: exporter type, its attributes, and where the client puts the result."""
 
     type: str
@@ -24,8 +24,7 @@ class OutputSpec:
     dest: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SecretSpec:
+class SecretSpec(Record):
     """One ``--secret``: exactly one of file, environment variable or value."""
 
     id: str
@@ -34,8 +33,7 @@ class SecretSpec:
     value: Secret | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildRequest:
+class BuildRequest(Record):
     """Everything a build needs to know; relative paths are relative to the current directory."""
 
     #: directory, URL, or ``""`` for an empty context

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from crossdock.record import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["BuildResult", "BuiltImage", "BuiltIndex"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuiltImage:
+class BuiltImage(Record):
     """The image of one platform."""
 
     platform: Platform
@@ -27,8 +27,7 @@ class BuiltImage:
     config_digest: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuiltIndex:
+class BuiltIndex(Record):
     """The index over all platforms."""
 
     digest: str
@@ -36,8 +35,7 @@ class BuiltIndex:
     size: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildResult:
+class BuildResult(Record):
     """Outcome of a build."""
 
     #: by platform, e.g. ``linux/arm64``

@@ -62,9 +62,8 @@ def with_default_outputs(group: NodeGroup, request: BuildRequest) -> BuildReques
         or os.environ.get("BUILDX_NO_DEFAULT_LOAD", "") in ("1", "true")
     ):
         return request
-    from dataclasses import replace
-
     from crossdock.builders.request import OutputSpec
+    from crossdock.record import replace
 
     if group.driver == "docker":
         return replace(request, outputs=(OutputSpec(type="image"),))
@@ -80,7 +79,7 @@ def _with_default_platform(group: NodeGroup, request: BuildRequest) -> BuildRequ
     fixed = group.nodes[0].platforms
     if any(offers(p, here) for p in fixed):
         return request
-    from dataclasses import replace
+    from crossdock.record import replace
 
     return replace(request, platforms=fixed[:1])
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.builders.drivers.table import make_driver
 from crossdock.cancel import CancelToken
 from crossdock.errors import BuilderError, Cancelled, CrossdockError
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

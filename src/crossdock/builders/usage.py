@@ -5,13 +5,12 @@ Spec: moby/buildkit ``api/services/control/control.proto``: UsageRecord, PruneRe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from crossdock.record import Record
 
 __all__ = ["PruneRequest", "UsageRecord"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UsageRecord:
+class UsageRecord(Record):
     """One cache record; times in seconds since the epoch, sizes in bytes."""
 
     id: str
@@ -28,8 +27,7 @@ class UsageRecord:
     shared: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PruneRequest:
+class PruneRequest(Record):
     """What to remove; sizes in bytes, 0 = no such limit."""
 
     all: bool = False

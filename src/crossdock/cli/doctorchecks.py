@@ -9,10 +9,11 @@ import json
 import os
 import shutil
 import subprocess
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.distro import install_hint
 from crossdock.errors import CrossdockError
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

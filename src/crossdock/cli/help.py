@@ -8,9 +8,10 @@ from __future__ import annotations
 import shutil
 import sys
 import textwrap
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.errors import UsageError
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from crossdock.dockerfile.contexts import HttpContext, InputContext, LocalContext, parse_context
 from crossdock.dockerfile.convert.options import ConvertOptions
-from crossdock.dockerfile.record import replace
 from crossdock.dockerfile.text import parse_bool
 from crossdock.dockerfile.words import csv_fields
 from crossdock.errors import NotSupported, UsageError
 from crossdock.image.platform import local_platform, parse_platforms
 from crossdock.llb.ops import HostIP, LinuxResources, NetMode, Ulimit
+from crossdock.record import replace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,11 +12,11 @@ import json
 from typing import TYPE_CHECKING
 
 from crossdock.dockerfile.giturl import GitRef, GitUrlError, parse_git_ref
-from crossdock.dockerfile.record import Record
 from crossdock.errors import DigestMismatch, UsageError
 from crossdock.image.reference import parse_reference
 from crossdock.llb.graph import Node, Output
 from crossdock.llb.ops import FileAction, FileActionCopy, FileOp, OpMetadata, SourceOp
+from crossdock.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

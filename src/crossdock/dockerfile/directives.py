@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 
-from crossdock.dockerfile.record import Record
 from crossdock.dockerfile.source import decode
 from crossdock.dockerfile.text import SPACE
 from crossdock.errors import DockerfileError, Position, SourceFile, SourceRange
+from crossdock.record import Record
 
 __all__ = ["Directive", "DirectiveReader", "detect_syntax"]
 

@@ -8,7 +8,7 @@ Spec: Dockerfile reference "Environment replacement"; behaviour of moby/buildkit
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.dockerfile.shellpattern import (
     PatternError,
@@ -17,6 +17,7 @@ from crossdock.dockerfile.shellpattern import (
     strip_suffix,
 )
 from crossdock.dockerfile.text import SPACE, quote
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 
 from crossdock.dockerfile.paths import clean
-from crossdock.dockerfile.record import Record
 from crossdock.dockerfile.text import parse_bool, quote
+from crossdock.record import Record
 
 __all__ = ["GitRef", "GitUrlError", "parse_git_ref"]
 

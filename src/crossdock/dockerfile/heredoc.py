@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from crossdock.dockerfile.expand import ExpandError, expand_words
-from crossdock.dockerfile.record import Record
+from crossdock.record import Record
 
 __all__ = ["Heredoc", "heredocs_in", "parse_heredoc", "strip_tabs"]
 

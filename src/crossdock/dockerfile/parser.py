@@ -15,12 +15,12 @@ from crossdock.dockerfile.instructions import KEYWORDS, parser_of
 from crossdock.dockerfile.instructions.arg import Arg
 from crossdock.dockerfile.instructions.base import Instruction, Statement
 from crossdock.dockerfile.instructions.from_ import From
-from crossdock.dockerfile.record import replace
 from crossdock.dockerfile.source import LogicalLine, decode, physical_lines
 from crossdock.dockerfile.text import SPACE, did_you_mean
 from crossdock.dockerfile.tree import Dockerfile, Stage
 from crossdock.dockerfile.words import NotStrings, json_strings, split_flags, split_keyword
 from crossdock.errors import DockerfileError, Position, SourceFile, SourceRange
+from crossdock.record import replace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

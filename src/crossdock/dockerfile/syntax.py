@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from crossdock.dockerfile.directives import detect_syntax
-from crossdock.dockerfile.record import Record
 from crossdock.errors import DigestMismatch, NotSupported, UsageError
 from crossdock.image.reference import parse_reference
+from crossdock.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

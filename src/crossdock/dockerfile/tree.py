@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from crossdock.dockerfile.record import Record
+from crossdock.record import Record
 
 if TYPE_CHECKING:
     from crossdock.dockerfile.directives import Directive

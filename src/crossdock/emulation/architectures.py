@@ -5,7 +5,9 @@ Spec: ELF gABI (``e_ident``, ``e_type``, ``e_machine``); kernel ``admin-guide/bi
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
+
+from crossdock.record import NamedTuple
 
 __all__ = ["ARCHITECTURES", "Architecture", "by_elf", "by_name"]
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import NamedTuple
 
 from crossdock.emulation.architectures import Architecture, by_elf
+from crossdock.record import NamedTuple
 
 __all__ = ["Executable", "read_executable"]
 

@@ -11,13 +11,14 @@ import os
 import re
 import threading
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.emulation.architectures import ARCHITECTURES, by_name
 from crossdock.emulation.probes import run_probe
 from crossdock.emulation.qemu import QemuBinaries
 from crossdock.errors import EmulationError
 from crossdock.image.platform import local_platform
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from pathlib import Path

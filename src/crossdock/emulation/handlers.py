@@ -5,7 +5,9 @@ Spec: kernel ``admin-guide/binfmt-misc.rst``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from crossdock.emulation.architectures import Architecture

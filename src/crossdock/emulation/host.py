@@ -11,13 +11,14 @@ import errno
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock import linux
 from crossdock.emulation.architectures import ARCHITECTURES, by_name
 from crossdock.emulation.handlers import Handler, parse_handler, registration
 from crossdock.errors import EmulationError, UsageError
 from crossdock.image.platform import local_platform, parse_platform
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.errors import EmulationError
 from crossdock.image.platform import Platform, local_platform
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from crossdock.emulation.emulator import Emulator, Running

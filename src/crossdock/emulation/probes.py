@@ -14,7 +14,9 @@ import os
 import struct
 import time
 from itertools import count
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from pathlib import Path

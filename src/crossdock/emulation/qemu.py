@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.emulation.architectures import ARCHITECTURES
 from crossdock.emulation.elf import read_executable
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.engine.cache.layerview import LayerView
 from crossdock.engine.cache.refs import SCRATCH, LocalTree, Ref
@@ -18,8 +18,9 @@ from crossdock.engine.cache.view import resolve
 from crossdock.engine.facade_parts import Access, FileInfo, LazyClient, file_info
 from crossdock.engine.solver import OpContext, Scheduler
 from crossdock.engine.store import Store
-from crossdock.errors import SolveError, UsageError, translate
+from crossdock.errors import CacheError, SolveError, UsageError, translate
 from crossdock.image.platform import local_platform
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,11 +30,13 @@ if TYPE_CHECKING:
 
     from crossdock.cancel import CancelToken
     from crossdock.engine.cache.view import View
-    from crossdock.engine.exporters.model import ExporterSpec, ExportResult, PlatformImage
+    from crossdock.engine.exporters.model import ExportContext, ExporterSpec, ExportResult, PlatformImage
+    from crossdock.engine.facade_caches import EngineCaches
     from crossdock.engine.ops.env import OpEnv
     from crossdock.engine.sandbox.sandbox import Sandbox
     from crossdock.engine.sandbox.worker import WorkerInfo
-    from crossdock.engine.solver import Result
+    from crossdock.engine.remotecache.spec import CacheSpec
+    from crossdock.engine.solver import KeyedVertex, Result
     from crossdock.engine.sources.image import ImageSource, ResolvedImage
     from crossdock.engine.sources.local import FetchLocal, LocalSources
     from crossdock.engine.sources.pull import LayerPuller
@@ -166,9 +169,11 @@ class Engine:
         inputs: SolveInputs = SolveInputs(),  # noqa: B008 -- immutable
         sink: EventSink,
         cancel: CancelToken,
+        keyed: list[KeyedVertex] | None = None,
     ) -> list[Ref]:
         """Solve outputs together, sharing what they have in common; ``None`` is the empty file system.
 
+        The keys of what was solved go into ``keyed``, for :meth:`export_caches`.
         Raises: SolveError and its kin with the vertex; ContextError; RegistryError; SandboxError; StoreFull;
         NotSupported; the token's cause.
         """
@@ -178,10 +183,27 @@ class Engine:
         self._shared.begin()
         try:
             wanted = [request for request in requests if request is not None]
-            refs = iter(self._solve(wanted, self._env(inputs), locals_, sink, cancel))
+            refs = iter(self._solve_again(wanted, self._env(inputs), locals_, sink, cancel, keyed))
         finally:
             self._shared.retire(locals_)
         return [SCRATCH if request is None else next(refs) for request in requests]
+
+    def _solve_again(
+        self,
+        wanted: Sequence[Output],
+        env: OpEnv,
+        locals_: LocalSources,
+        sink: EventSink,
+        cancel: CancelToken,
+        keyed: list[KeyedVertex] | None,
+    ) -> list[Ref]:
+        """Solve, once more without each imported cache that turns out to lack what it lists."""
+        while True:
+            try:
+                return self._solve(wanted, env, locals_, sink, cancel, keyed)
+            except CacheError:
+                if not self.drop_failed_caches(sink):
+                    raise
 
     def _solve(
         self,
@@ -190,6 +212,7 @@ class Engine:
         locals_: LocalSources,
         sink: EventSink,
         cancel: CancelToken,
+        keyed: list[KeyedVertex] | None = None,
     ) -> list[Ref]:
         from crossdock.engine.facade_solve import ProgressWatcher, display_name, load_graph
 
@@ -205,8 +228,8 @@ class Engine:
                 results = self._shared.scheduler.solve(
                     graph.specs, graph.outputs, watcher=watcher, cancel=cancel
                 )
-        except BaseException as exc:
-            watcher.cancelled(exc)
+        except BaseException:
+            watcher.cancelled()
             raise
         return [
             _final(result, env, vertex, OpContext(cancel, sink))
@@ -290,11 +313,26 @@ class Engine:
         cancel: CancelToken,
         epoch_s: int | None = None,
         multi_platform: bool | None = None,
+        inline: Mapping[str, Sequence[KeyedVertex]] | None = None,
     ) -> ExportResult:
-        """Write results out. Raises: UsageError, ExportError, RegistryError, StoreError, LayerError and their kin."""
-        from crossdock.engine.exporters import ExportContext, export
+        """Write results out. ``inline`` are the keys by platform that become inline caches of images.
 
-        context = ExportContext(
+        Raises: UsageError, ExportError, RegistryError, StoreError, LayerError and their kin; CacheError when an imported
+        cache lacks what it lists: see :meth:`drop_failed_caches`.
+        """
+        from crossdock.engine.exporters import export
+
+        context = self._export_context(sink, cancel, epoch_s)
+        if inline is not None:
+            from crossdock.engine.remotecache.inlineexport import InlineCaches
+
+            context.inline = InlineCaches(self.store, self._keys.lookup, inline, epoch_s=epoch_s)
+        return export(images, exporters, context=context, multi_platform=multi_platform)
+
+    def _export_context(self, sink: EventSink, cancel: CancelToken, epoch_s: int | None) -> ExportContext:
+        from crossdock.engine.exporters import ExportContext
+
+        return ExportContext(
             store=self.store,
             lease=self.lease,
             access=Access(self, sink),
@@ -303,7 +341,53 @@ class Engine:
             cancel=cancel,
             epoch_s=epoch_s,
         )
-        return export(images, exporters, context=context, multi_platform=multi_platform)
+
+    # --- caches outside the store ---
+
+    def import_caches(self, specs: Sequence[CacheSpec], *, sink: EventSink, cancel: CancelToken) -> None:
+        """Let solves find what caches hold; one that cannot be used costs a warning.
+
+        Raises: NotSupported when an extra package is missing; UsageError; the token's cause.
+        """
+        self._cached().load(specs, sink=sink, cancel=cancel)
+
+    def export_caches(
+        self,
+        specs: Sequence[CacheSpec],
+        *,
+        keyed: Sequence[KeyedVertex],
+        results: Sequence[Ref],
+        sink: EventSink,
+        cancel: CancelToken,
+        epoch_s: int | None = None,
+    ) -> dict[str, str]:
+        """Export the cache of a solve; returns what the response of a build says of it.
+
+        Raises: CacheError, RegistryError and their kin; StoreError, StoreFull; the token's cause.
+        """
+        from crossdock.engine.remotecache.exporter import Solved
+
+        solved = Solved(keyed, [ref.layers for ref in results], self._keys.lookup)
+        return self._cached().export(specs, solved, self._export_context(sink, cancel, epoch_s))
+
+    def drop_failed_caches(self, sink: EventSink) -> bool:
+        """Give up imported caches that lack what they list; false when there is none. Solve again after that."""
+        return self._caches is not None and self._caches.drop_failed(sink)
+
+    def settle_caches(self) -> None:
+        """Make the store's own what was imported and has arrived. Raises: StoreError, StoreFull."""
+        if self._caches is not None:
+            self._caches.imported.settle()
+
+    def _cached(self) -> EngineCaches:
+        with self._lock:
+            if self._caches is None:
+                from crossdock.engine.facade_caches import EngineCaches
+
+                self._caches = EngineCaches(self.store, self.lease, self._registry)
+                self._keys.imported = self._caches.imported
+                self._puller = None  # the next one asks the caches too
+            return self._caches
 
     # --- the machine and the store ---
 
@@ -417,7 +501,8 @@ class Engine:
 
                 options = UnpackOptions(ignore_chown_errors=self._single_id())
                 client = LazyClient(self._registry)
-                self._puller = LayerPuller(self.store, client, unpack_options=options)
+                caches = None if self._caches is None else self._caches.sources
+                self._puller = LayerPuller(self.store, client, unpack_options=options, caches=caches)
             return self._puller
 
 

@@ -8,18 +8,17 @@ Spec: image-spec 1.1, config.md; moby/docker-image-spec v1 (healthcheck, onbuild
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from typing import Any
 
 from crossdock.errors import LayerError
 from crossdock.image import gojson
 from crossdock.image.platform import Platform
+from crossdock.record import Record, field
 
 __all__ = ["Healthcheck", "History", "ImageConfig"]
 
 
-@dataclass(slots=True, kw_only=True)
-class Healthcheck:
+class Healthcheck(Record, frozen=False):
     """``HEALTHCHECK``; durations in nanoseconds, 0 = inherit."""
 
     test: list[str] = field(default_factory=list)
@@ -42,8 +41,7 @@ class Healthcheck:
         return {k: v for k, v in pairs if v}
 
 
-@dataclass(slots=True, kw_only=True)
-class History:
+class History(Record, frozen=False):
     """One history entry, oldest first in the config."""
 
     created: str | None = None
@@ -64,8 +62,7 @@ class History:
         return {k: v for k, v in pairs if v}
 
 
-@dataclass(slots=True, kw_only=True)
-class ImageConfig:
+class ImageConfig(Record, frozen=False):
     """A mutable image config; ``None`` means the field is absent, which is not the same as empty."""
 
     platform: Platform

@@ -5,12 +5,12 @@ Spec: image-spec 1.1, descriptor.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from crossdock.errors import LayerError
 from crossdock.image.digest import Digest, parse_digest
 from crossdock.image.platform import Platform
+from crossdock.record import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Descriptor"]
 
 
-@dataclass(frozen=True, slots=True)
-class Descriptor:
+class Descriptor(Record, kw_only=False):
     """A reference to a blob; ``size`` in bytes."""
 
     media_type: str

@@ -8,7 +8,6 @@ Spec: image-spec 1.1, manifest.md, image-index.md; Docker schema 2.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from crossdock.errors import LayerError
@@ -16,6 +15,7 @@ from crossdock.image import gojson, mediatypes
 from crossdock.image.descriptor import Descriptor
 from crossdock.image.digest import sha256_digest
 from crossdock.image.platform import match_order
+from crossdock.record import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,8 +33,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Manifest:
+class Manifest(Record, kw_only=False):
     """One platform's image: config and layers, bottom first."""
 
     raw: bytes = field(repr=False)
@@ -49,8 +48,7 @@ class Manifest:
         return Descriptor(self.media_type, sha256_digest(self.raw), len(self.raw))
 
 
-@dataclass(frozen=True, slots=True)
-class Index:
+class Index(Record, kw_only=False):
     """Manifests by platform."""
 
     raw: bytes = field(repr=False)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, replace
 from functools import cache
 
 from crossdock.errors import UsageError
+from crossdock.record import Record, replace
 
 __all__ = [
     "Platform",
@@ -99,8 +99,7 @@ _ARCH_ALIASES: dict[str, tuple[str, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Platform:
+class Platform(Record, kw_only=False):
     """An operating system and architecture; values inside the program are normalised."""
 
     os: str

@@ -6,10 +6,10 @@ Spec: distribution/reference ``normalize.go`` and ``regexp.go``.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
 
 from crossdock.errors import DigestMismatch, UsageError
 from crossdock.image.digest import Digest, parse_digest
+from crossdock.record import Record, replace
 
 __all__ = ["Reference", "parse_reference"]
 
@@ -22,8 +22,7 @@ _IMAGE_ID = re.compile(r"[0-9a-f]{64}\Z")
 _DEFAULT_DOMAIN = "docker.io"
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(Record, kw_only=False):
     """A normalised reference; ``str()`` is the canonical text with the domain."""
 
     domain: str

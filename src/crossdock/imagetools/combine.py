@@ -5,13 +5,13 @@ Spec: docker/buildx ``util/imagetools/create.go``.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.errors import UsageError
 from crossdock.image import mediatypes
 from crossdock.image.manifest import Index, make_index, parse_manifest
 from crossdock.image.platform import Platform
+from crossdock.record import NamedTuple, replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

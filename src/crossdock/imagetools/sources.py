@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from crossdock.image.manifest import Index, parse_manifest
 from crossdock.image.platform import Platform
 from crossdock.image.reference import parse_reference
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from crossdock.image.descriptor import Descriptor

@@ -5,9 +5,10 @@ Spec: BuildKit exporter attributes ``compression``, ``compression-level``, ``for
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.errors import NotSupported, UsageError
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

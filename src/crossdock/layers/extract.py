@@ -12,12 +12,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from crossdock.errors import CrossdockError, LayerError, StoreError, StoreFull
 from crossdock.layers.rootdir import RootDir, split_name
 from crossdock.layers.walk import OPAQUE_MARK, WHITEOUT_PREFIX, capability_v2
+from crossdock.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,8 +38,7 @@ _MAX_NOTES = 1000
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnpackOptions:
+class UnpackOptions(Record):
     """How an archive is unpacked."""
 
     #: ``overlay``, ``apply`` or ``plain``: see the module

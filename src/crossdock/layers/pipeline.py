@@ -11,11 +11,12 @@ import hashlib
 import os
 import threading
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from crossdock.errors import StoreError, StoreFull
 from crossdock.image.digest import DiffId, Digest
 from crossdock.layers.codec import make_codec
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,13 +12,14 @@ Spec: image-spec 1.1, layer.md; overwriting as Docker's and containerd's ``Apply
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.errors import LayerError
 from crossdock.layers.decompress import open_decompressed
 from crossdock.layers.extract import Extractor, UnpackOptions, unpack_error
 from crossdock.layers.feed import BlockFeed
 from crossdock.layers.reader import TarReader
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable

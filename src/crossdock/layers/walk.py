@@ -16,12 +16,13 @@ import errno
 import os
 import stat
 import struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.errors import LayerError, StoreError
 from crossdock.layers.compression import Compression
 from crossdock.layers.header import END, XATTR_PREFIX, encode_header, padding
 from crossdock.layers.pipeline import LayerSink, OutputFailed
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -9,11 +9,11 @@ Spec: moby/buildkit ``solver/pb/ops.proto`` (Definition, Op), ``client/llb/marsh
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.image.digest import Digest, sha256_digest
 from crossdock.llb.ops import OpMetadata
+from crossdock.record import NamedTuple, Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -27,8 +27,7 @@ __all__ = ["Definition", "Graph", "Node", "Output", "walk"]
 _NO_METADATA = OpMetadata()
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(Record, kw_only=False):
     """One output of a node."""
 
     node: Node
@@ -102,8 +101,7 @@ class Graph(NamedTuple):
     nodes: tuple[Node, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Definition:
+class Definition(Record):
     """The encoded form (``pb.Definition``): ops in order, inputs first, the last naming the result."""
 
     ops: tuple[bytes, ...] = ()

@@ -8,9 +8,10 @@ Spec: moby/buildkit ``solver/pb/ops.proto``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, TypeAlias
+
+from crossdock.record import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,8 +102,7 @@ class ContentCache(IntEnum):
     OFF = 2
 
 
-@dataclass(frozen=True, slots=True)
-class ProxyEnv:
+class ProxyEnv(Record, kw_only=False):
     """Proxy variables given to a step but kept out of its cache key."""
 
     http_proxy: str = ""
@@ -112,16 +112,14 @@ class ProxyEnv:
     all_proxy: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class HostIP:
+class HostIP(Record, kw_only=False):
     """An extra ``/etc/hosts`` line."""
 
     host: str
     ip: str
 
 
-@dataclass(frozen=True, slots=True)
-class Ulimit:
+class Ulimit(Record, kw_only=False):
     """A resource limit by name (``nofile``)."""
 
     name: str
@@ -129,8 +127,7 @@ class Ulimit:
     hard: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExecMeta:
+class ExecMeta(Record):
     """What to run and as whom."""
 
     args: tuple[str, ...]
@@ -146,16 +143,14 @@ class ExecMeta:
     valid_exit_codes: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheOpt:
+class CacheOpt(Record):
     """Options of a cache mount."""
 
     id: str
     sharing: CacheSharing = CacheSharing.SHARED
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SecretOpt:
+class SecretOpt(Record):
     """Options of a secret mount; ``mode`` is permission bits."""
 
     id: str
@@ -165,8 +160,7 @@ class SecretOpt:
     optional: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SshOpt:
+class SshOpt(Record):
     """Options of an ssh agent mount."""
 
     id: str
@@ -176,8 +170,7 @@ class SshOpt:
     optional: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mount:
+class Mount(Record):
     """One mount of an exec; ``dest`` ``/`` is the root file system."""
 
     dest: str
@@ -195,8 +188,7 @@ class Mount:
     content_cache: ContentCache = ContentCache.DEFAULT
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SecretEnv:
+class SecretEnv(Record):
     """A secret given as an environment variable."""
 
     id: str
@@ -204,16 +196,14 @@ class SecretEnv:
     optional: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class CdiDevice:
+class CdiDevice(Record, kw_only=False):
     """A CDI device by qualified name."""
 
     name: str
     optional: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExecOp:
+class ExecOp(Record):
     """Run a command over mounts."""
 
     meta: ExecMeta
@@ -224,32 +214,28 @@ class ExecOp:
     cdi_devices: tuple[CdiDevice, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class SourceOp:
+class SourceOp(Record, kw_only=False):
     """Where data comes from: ``docker-image://``, ``local://``, ``git://``, ``http(s)://``, ``oci-layout://``."""
 
     identifier: str
     attrs: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
-@dataclass(frozen=True, slots=True)
-class NamedUser:
+class NamedUser(Record, kw_only=False):
     """A user or group by name, looked up in the ``/etc/passwd`` or ``/etc/group`` of an input."""
 
     name: str
     input: int
 
 
-@dataclass(frozen=True, slots=True)
-class ChownOpt:
+class ChownOpt(Record, kw_only=False):
     """Owner of created files: ids, or names resolved in an input's file system."""
 
     user: int | NamedUser | None = None
     group: int | NamedUser | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileActionCopy:
+class FileActionCopy(Record):
     """Copy paths of the secondary input into the primary; ``mode`` -1 keeps the source's."""
 
     src: str
@@ -272,8 +258,7 @@ class FileActionCopy:
     required_paths: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileActionMkFile:
+class FileActionMkFile(Record):
     """Create or replace a file."""
 
     path: str
@@ -283,8 +268,7 @@ class FileActionMkFile:
     timestamp_ns: int = -1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileActionMkDir:
+class FileActionMkDir(Record):
     """Create a directory; an existing one is fine."""
 
     path: str
@@ -294,8 +278,7 @@ class FileActionMkDir:
     timestamp_ns: int = -1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileActionRm:
+class FileActionRm(Record):
     """Remove a path and what is below it."""
 
     path: str
@@ -303,8 +286,7 @@ class FileActionRm:
     allow_wildcard: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileActionSymlink:
+class FileActionSymlink(Record):
     """Create a symbolic link at ``newpath`` pointing to ``oldpath``."""
 
     oldpath: str
@@ -318,8 +300,7 @@ FileActionKind: TypeAlias = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileAction:
+class FileAction(Record):
     """One action of a file op.
 
     ``input`` and ``secondary_input`` index the op's inputs and, after them, the results of earlier
@@ -336,30 +317,26 @@ class FileAction:
 FileOpAction: TypeAlias = FileAction
 
 
-@dataclass(frozen=True, slots=True)
-class FileOp:
+class FileOp(Record, kw_only=False):
     """Change files without running anything."""
 
     actions: tuple[FileAction, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class MergeOp:
+class MergeOp(Record, kw_only=False):
     """Overlay the inputs, bottom first."""
 
     inputs: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class DiffOp:
+class DiffOp(Record, kw_only=False):
     """What must be applied to ``lower`` to get ``upper``; -1 is scratch."""
 
     lower: int = -1
     upper: int = -1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildOp:
+class BuildOp(Record):
     """Solve a nested definition (experimental in BuildKit)."""
 
     builder: int = -1
@@ -368,8 +345,7 @@ class BuildOp:
     attrs: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PassthroughOp:
+class PassthroughOp(Record):
     """Forward inputs; groups them under an id."""
 
     id: str = ""
@@ -379,8 +355,7 @@ class PassthroughOp:
 Op: TypeAlias = ExecOp | SourceOp | FileOp | MergeOp | DiffOp | BuildOp | PassthroughOp
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinuxResources:
+class LinuxResources(Record):
     """cgroup limits of a step; never part of its cache key. Bytes, microseconds, cpu lists."""
 
     memory: int = 0
@@ -392,8 +367,7 @@ class LinuxResources:
     cpuset_mems: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ProgressGroup:
+class ProgressGroup(Record, kw_only=False):
     """Several vertices displayed as one."""
 
     id: str
@@ -401,8 +375,7 @@ class ProgressGroup:
     weak: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpMetadata:
+class OpMetadata(Record):
     """What accompanies an op without being part of its digest.
 
     ``description`` keys used by BuildKit: ``llb.customname`` (display name), ``com.docker.dockerfile.v1.command``.

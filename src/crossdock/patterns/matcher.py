@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import posixpath
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from crossdock.errors import UsageError
+from crossdock.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,8 +28,7 @@ _ESCAPED = frozenset(".+()|{}$")
 _BOM = b"\xef\xbb\xbf"
 
 
-@dataclass(frozen=True, slots=True)
-class Pattern:
+class Pattern(Record, kw_only=False):
     """One cleaned pattern; ``regex`` is its source, unanchored."""
 
     text: str

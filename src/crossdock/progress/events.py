@@ -9,8 +9,9 @@ Spec: moby/buildkit ``api/services/control/control.proto``, StatusResponse.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from crossdock.record import Record
 
 if TYPE_CHECKING:
     from crossdock.errors import SourceRange
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Event", "EventSink", "NullSink", "Vertex", "VertexLog", "VertexStatus", "VertexWarning"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Vertex:
+class Vertex(Record):
     """State of one step."""
 
     digest: str
@@ -39,8 +39,7 @@ class Vertex:
     internal: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VertexStatus:
+class VertexStatus(Record):
     """Progress of a part of a step: a transfer, an extraction, an export stage."""
 
     id: str
@@ -54,8 +53,7 @@ class VertexStatus:
     completed_ns: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VertexLog:
+class VertexLog(Record):
     """Raw output of a step; ``data`` may end in the middle of a line or character."""
 
     vertex: str
@@ -65,8 +63,7 @@ class VertexLog:
     timestamp_ns: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VertexWarning:
+class VertexWarning(Record):
     """A warning, shown once."""
 
     vertex: str

@@ -6,10 +6,10 @@ Holds state only: no output, no threads. Times are nanoseconds since the epoch.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from crossdock.progress.events import Vertex, VertexLog, VertexStatus, VertexWarning
+from crossdock.record import replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import threading
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode, urlsplit
 
 from crossdock.errors import AuthError, RegistryError
+from crossdock.record import NamedTuple
 from crossdock.registry.config import Endpoint, is_loopback
 from crossdock.registry.exchange import Outgoing, RedirectRefused, redact
 from crossdock.registry.transport import TransportFailure

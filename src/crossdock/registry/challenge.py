@@ -8,7 +8,9 @@ Spec: RFC 9110 section 11.3, 11.6.1.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.errors import ConfigError
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -13,9 +13,10 @@ import json
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from crossdock.errors import ConfigError
+from crossdock.record import NamedTuple
 from crossdock.secret import Secret
 
 if TYPE_CHECKING:

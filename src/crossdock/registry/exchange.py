@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urljoin, urlsplit
 
 from crossdock.errors import InternalError
+from crossdock.record import NamedTuple
 from crossdock.registry.config import is_loopback, split_host
 from crossdock.registry.http1 import NotHttp
 from crossdock.registry.transport import Origin, TransportFailure

@@ -10,9 +10,10 @@ from __future__ import annotations
 import errno
 import json
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.errors import AuthError, DigestMismatch, NotFoundError, RegistryError
+from crossdock.record import NamedTuple
 from crossdock.registry.exchange import redact, retry_after
 from crossdock.registry.http1 import NotHttp
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from crossdock.errors import LayerError, NotFoundError, RegistryError, UsageError
 from crossdock.image.descriptor import Descriptor
 from crossdock.image.manifest import Index, parse_manifest
 from crossdock.image.mediatypes import OCI_INDEX
+from crossdock.record import NamedTuple, replace
 from crossdock.registry.exchange import redact
 from crossdock.registry.session import Request
 

@@ -7,10 +7,11 @@ proxied, ``NO_PROXY`` holds hosts, domain suffixes, addresses, networks and ``*`
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from crossdock.errors import ConfigError
+from crossdock.record import NamedTuple
 from crossdock.secret import Secret
 
 if TYPE_CHECKING:

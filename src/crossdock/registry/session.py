@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from crossdock.record import NamedTuple
 from crossdock.registry.auth import Authenticator
 from crossdock.registry.exchange import Exchange, Outgoing, RedirectRefused
 from crossdock.registry.transport import TransportFailure

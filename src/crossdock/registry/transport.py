@@ -11,8 +11,9 @@ import select
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from crossdock.record import NamedTuple
 from crossdock.registry.http1 import BodyCut, Connection, NotHttp, StreamBody
 
 if TYPE_CHECKING:

@@ -63,10 +63,14 @@ def test_processor_time_is_counted_of_children_and_of_the_daemon(tmp_path: Path)
     spin = "import time\nwhile time.process_time() < 0.3: pass"
     child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {spin!r}])"
     assert 0.3 <= measure.run([python(child)], env=os.environ, cwd=tmp_path).cpu_s < 1.0
-    served = f"import time\nprint('ready', flush=True)\ntime.sleep(0.5)\n{spin}\nprint('done', flush=True)\ninput()"
+    go, done = tmp_path / "go", tmp_path / "done"
+    os.mkfifo(go)
+    os.mkfifo(done)
+    served = f"print('ready', flush=True)\nopen({str(go)!r}).read()\n{spin}\nopen({str(done)!r}, 'w').close()\ninput()"
     with subprocess.Popen(python(served), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as daemon:
         assert daemon.stdout is not None
         daemon.stdout.readline()
-        found = measure.run([["sleep", "2"]], env=os.environ, cwd=tmp_path, daemon=daemon.pid)
+        client = ["sh", "-c", ": > go; cat done"]
+        found = measure.run([client], env=os.environ, cwd=tmp_path, daemon=daemon.pid)
         daemon.communicate(b"\n")
     assert 0.2 <= found.cpu_s < 1.0

@@ -6,7 +6,6 @@ A case is a directory of ``tests/golden/dockerfile``: ``Dockerfile``, optional `
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import json
 import os
@@ -20,6 +19,7 @@ from crossdock.errors import CrossdockError
 from crossdock.image.platform import parse_platform
 from crossdock.llb import walk
 from crossdock.progress.excerpt import render_source
+from crossdock.record import Record
 from support.dockerfiles import Files, Images, build
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ CASES = sorted(p.name for p in ROOT.iterdir() if (p / "Dockerfile").is_file())
 
 def plain(value: Any) -> Any:
     """Return an op as JSON, without default values."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if isinstance(value, Record):
         out = {}
-        for field in dataclasses.fields(value):
-            item = getattr(value, field.name)
-            if item != field.default and item not in ((), ""):
-                out[field.name] = plain(item)
+        for name in type(value)._fields:
+            item = getattr(value, name)
+            if item not in (type(value)._defaults.get(name), (), ""):
+                out[name] = plain(item)
         return {type(value).__name__: out}
     if isinstance(value, enum.Enum):
         return value.name

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crossdock.dockerfile.paths import PathError, clean, is_absolute, normalise, workdir
-from crossdock.dockerfile.record import Record, replace
 from crossdock.dockerfile.text import closest, format_duration, parse_bool, parse_duration, quote
 from crossdock.dockerfile.words import csv_fields, json_strings, split_flags, split_words
+from crossdock.record import Record, replace
 
 NS = {"ns": 1, "us": 1000, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 

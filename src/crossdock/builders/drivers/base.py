@@ -5,8 +5,9 @@ One driver object serves one node. Implementations are listed in :mod:`crossdock
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+
+from crossdock.record import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,8 +24,7 @@ __all__ = ["Driver", "NodeInfo", "Status"]
 Status: TypeAlias = Literal["inactive", "starting", "running", "stopping", "stopped"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeInfo:
+class NodeInfo(Record):
     """What a node says of itself."""
 
     status: Status

@@ -98,7 +98,7 @@ class EmbeddedDriver:
         """Give the build a name of buildx's form, ``builder/node/ref``, in its metadata."""
         if request.call != "build":
             return result
-        from dataclasses import replace
+        from crossdock.record import replace
 
         ref = f"{self._group.name}/{self._node.name}/{os.urandom(13).hex()[:25]}"
         return replace(result, metadata={**result.metadata, "buildx.build.ref": ref})

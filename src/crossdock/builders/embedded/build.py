@@ -184,7 +184,7 @@ class _Build:
         if "context" in self._inputs.directories and self._inputs.dockerfile is not None:
             return options
         from crossdock.builders.embedded.remote import RemoteInputs
-        from crossdock.dockerfile.record import replace
+        from crossdock.record import replace
 
         remote = RemoteInputs(self._engine, self._solve_one, self._read_result)
         if "context" not in self._inputs.directories:

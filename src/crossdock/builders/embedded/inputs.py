@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.builders.attributes import frontend_attributes
 from crossdock.builders.localpaths import context_directory, default_dockerfile, refuse_bake_contexts
 from crossdock.builders.parse import is_remote_context
 from crossdock.errors import ContextError, InternalError, translate
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.errors import NotSupported, UsageError
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from crossdock.builders.request import BuildRequest

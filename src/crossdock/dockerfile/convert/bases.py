@@ -20,13 +20,13 @@ from crossdock.dockerfile.convert.names import step_name
 from crossdock.dockerfile.convert.stage import clone_config
 from crossdock.dockerfile.convert.vertex import GivenVertex, LocalVertex, Ref, SourceVertex
 from crossdock.dockerfile.paths import clean, default_path_env
-from crossdock.dockerfile.record import Record
 from crossdock.dockerfile.text import closest
 from crossdock.errors import CrossdockError, DigestMismatch, UsageError
 from crossdock.image.config import ImageConfig
 from crossdock.image.digest import parse_digest
 from crossdock.image.reference import parse_reference
 from crossdock.llb.ops import SourceOp
+from crossdock.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -6,7 +6,6 @@ Spec: Dockerfile reference "ADD", "COPY".
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from crossdock.dockerfile.contexts import git_source, http_source, named
@@ -21,6 +20,7 @@ from crossdock.dockerfile.source import pinpoint
 from crossdock.errors import DigestMismatch, DockerfileError
 from crossdock.image.digest import parse_digest
 from crossdock.llb.ops import FileActionCopy, FileActionMkFile, OpMetadata, ProgressGroup
+from crossdock.record import replace
 
 if TYPE_CHECKING:
     from crossdock.dockerfile.convert.job import Job

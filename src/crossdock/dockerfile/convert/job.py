@@ -6,7 +6,6 @@ when ONBUILD triggers bring new ones; run the instructions of each stage; finish
 
 from __future__ import annotations
 
-from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -32,6 +31,7 @@ from crossdock.errors import DigestMismatch, DockerfileError, UsageError
 from crossdock.image.config import ImageConfig
 from crossdock.image.reference import parse_reference
 from crossdock.patterns import read_ignore_file
+from crossdock.record import replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from crossdock.dockerfile.record import Record
 from crossdock.image.platform import Platform, local_platform
 from crossdock.llb.ops import NetMode
+from crossdock.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

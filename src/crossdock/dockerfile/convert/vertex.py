@@ -7,8 +7,7 @@ object, also across platforms.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.llb.graph import Node, Output
 from crossdock.llb.ops import (
@@ -25,6 +24,7 @@ from crossdock.llb.ops import (
     OpMetadata,
     SourceOp,
 )
+from crossdock.record import NamedTuple, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from crossdock.dockerfile.instructions.base import Instruction, doc_comment
-from crossdock.dockerfile.record import Record
 from crossdock.dockerfile.words import split_words
+from crossdock.record import Record
 
 if TYPE_CHECKING:
     from crossdock.dockerfile.instructions.base import Statement

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from crossdock.dockerfile.record import Record
 from crossdock.dockerfile.text import did_you_mean
 from crossdock.dockerfile.words import NotStrings, json_strings
+from crossdock.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

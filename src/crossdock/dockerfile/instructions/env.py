@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from crossdock.dockerfile.instructions.base import Instruction
-from crossdock.dockerfile.record import Record
 from crossdock.dockerfile.text import quote
 from crossdock.dockerfile.words import split_pair, split_words
+from crossdock.record import Record
 
 if TYPE_CHECKING:
     from crossdock.dockerfile.instructions.base import Statement

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from crossdock.dockerfile.record import Record
 from crossdock.dockerfile.text import did_you_mean, parse_bool, quote
 from crossdock.dockerfile.words import csv_fields
+from crossdock.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from crossdock.dockerfile.instructions.base import InlineFile, Instruction, list_flag, parse_flags, text_flag
 from crossdock.dockerfile.instructions.command import command_args
-from crossdock.dockerfile.record import Record
 from crossdock.dockerfile.text import did_you_mean, parse_bool, quote
 from crossdock.dockerfile.words import csv_fields
+from crossdock.record import Record
 
 if TYPE_CHECKING:
     from crossdock.dockerfile.instructions.base import Statement

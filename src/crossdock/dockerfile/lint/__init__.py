@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from crossdock.dockerfile.record import Record
 from crossdock.dockerfile.text import parse_bool, quote
 from crossdock.errors import DockerfileError
+from crossdock.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

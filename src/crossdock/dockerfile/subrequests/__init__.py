@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from crossdock.dockerfile.record import Record
 from crossdock.errors import UsageError
+from crossdock.record import Record
 
 if TYPE_CHECKING:
     from crossdock.dockerfile.convert.options import (

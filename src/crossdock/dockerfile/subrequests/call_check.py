@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from crossdock.dockerfile.convert import converted_jobs
 from crossdock.dockerfile.parser import parse
-from crossdock.dockerfile.record import replace
 from crossdock.dockerfile.source import decode
 from crossdock.dockerfile.subrequests import SubResult
 from crossdock.dockerfile.subrequests.shape import base64_text, dump, location, ranges
 from crossdock.errors import Cancelled, CrossdockError, InternalError
 from crossdock.progress.excerpt import render_source
+from crossdock.record import replace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

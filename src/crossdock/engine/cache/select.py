@@ -7,9 +7,10 @@ Spec: tonistiigi/fsutil ``copy/copy.go`` (ResolveWildcards, include, exclude); G
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.engine.cache.view import resolve, split_path
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,10 +9,11 @@ Spec: BuildKit ``exporter/containerimage/exptypes/annotations.go``.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.errors import UsageError
 from crossdock.image.platform import parse_platform
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,8 +8,7 @@ Spec: image-spec 1.1, image-layout.md; containerd ``core/images/archive/exporter
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.engine.exporters.assemble import assemble
 from crossdock.engine.exporters.attrs import parse_image
@@ -22,6 +21,7 @@ from crossdock.image import gojson
 from crossdock.image.digest import digest_hex
 from crossdock.image.mediatypes import OCI_INDEX
 from crossdock.image.reference import parse_reference
+from crossdock.record import NamedTuple, replace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,6 @@ Spec: image-spec 1.1; BuildKit ``exporter/containerimage/writer.go``.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from crossdock.engine.exporters.history import clamp_times, format_time, normalise
@@ -18,6 +17,7 @@ from crossdock.image.descriptor import Descriptor
 from crossdock.image.digest import sha256_digest
 from crossdock.image.manifest import make_index, make_manifest
 from crossdock.image.mediatypes import DOCKER_CONFIG, OCI_CONFIG, compression_of, layer_type
+from crossdock.record import replace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +35,7 @@ __all__ = ["assemble"]
 # Each layer is compressed by several threads already; more of them would only take more memory.
 _WORKERS = 2
 _DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_INLINE_CACHE = "moby.buildkit.cache.v0"
 _INTERNAL = ("io.crossdock.", "containerd.io/distribution.source.")
 _INTERNAL_KEYS = frozenset({"containerd.io/uncompressed", "buildkit/createdat"})
 
@@ -137,6 +138,7 @@ def _manifest(
 ) -> PlatformManifest:
     platform = image.platform.normalised()
     config = _config(image, parts, options, blobs)
+    _set_inline_cache(context, config, image, parts)
     config_raw = config.to_json()
     config_type = OCI_CONFIG if options.oci_types else DOCKER_CONFIG
     config_descriptor = Descriptor(config_type, sha256_digest(config_raw), len(config_raw))
@@ -181,6 +183,18 @@ def _config(
         times = [entry.created for entry in config.history if entry.created is not None]
         config.created = times[-1] if times else None
     return config
+
+
+def _set_inline_cache(
+    context: ExportContext, config: ImageConfig, image: PlatformImage, parts: Sequence[LayerPart]
+) -> None:
+    """Put the build's inline cache in place of the one that came with the base image."""
+    config.extra = {key: value for key, value in config.extra.items() if key != _INLINE_CACHE}
+    if context.inline is not None:
+        digests = [part.descriptor.digest for part in parts]
+        text = context.inline(image.platform, image.ref, digests)
+        if text:
+            config.extra[_INLINE_CACHE] = text
 
 
 def _as_manifest_has_it(blob: Descriptor, options: ImageOptions) -> Descriptor:

@@ -5,12 +5,13 @@ Spec: BuildKit ``exporter/containerimage/exptypes/keys.go``, ``exporter/local``,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.engine.exporters.annotations import NO_ANNOTATIONS, Annotations
 from crossdock.errors import UsageError
 from crossdock.image.reference import parse_reference
 from crossdock.layers.compression import COMPRESSION_ATTRS, Compression, parse_bool
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 import threading
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from crossdock.errors import DigestMismatch
 from crossdock.image.descriptor import Descriptor
 from crossdock.image.digest import DiffId, Digest
 from crossdock.image.mediatypes import compression_of, layer_type
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

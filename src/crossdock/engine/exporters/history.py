@@ -6,10 +6,10 @@ Spec: BuildKit ``exporter/containerimage/writer.go``, ``normalizeLayersAndHistor
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from crossdock.image.config import History
+from crossdock.record import replace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from crossdock.record import NamedTuple, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ __all__ = [
     "ExportContext",
     "ExportResult",
     "ExporterSpec",
+    "InlineCache",
     "LayerAccess",
     "Output",
     "PlatformImage",
@@ -83,10 +85,18 @@ class LayerAccess(Protocol):
         ...
 
 
+class InlineCache(Protocol):
+    """Makes what an image's config tells of the build cache; ``""`` when there is nothing to tell."""
+
+    def __call__(self, platform: Platform, layers: Sequence[LayerId], blobs: Sequence[Digest], /) -> str:
+        """Return the value for ``moby.buildkit.cache.v0``."""
+        ...
+
+
 class ExportContext:
     """What an export works with. ``client`` is asked for only when a registry is needed."""
 
-    __slots__ = ("access", "cancel", "client", "epoch_s", "lease", "sink", "store")
+    __slots__ = ("access", "cancel", "client", "epoch_s", "inline", "lease", "sink", "store")
 
     def __init__(
         self,
@@ -107,10 +117,12 @@ class ExportContext:
         self.cancel = cancel
         #: SOURCE_DATE_EPOCH of the build; an exporter's ``source-date-epoch`` goes before it
         self.epoch_s = epoch_s
+        #: makes the inline cache of an image, base64 of JSON: of its platform, layers and their blobs
+        self.inline: InlineCache | None = None
 
     def with_cancel(self, cancel: CancelToken) -> ExportContext:
         """Return the same context with another token."""
-        return ExportContext(
+        other = ExportContext(
             store=self.store,
             lease=self.lease,
             access=self.access,
@@ -119,6 +131,8 @@ class ExportContext:
             cancel=cancel,
             epoch_s=self.epoch_s,
         )
+        other.inline = self.inline
+        return other
 
 
 class PlatformManifest(NamedTuple):
@@ -135,8 +149,7 @@ class PlatformManifest(NamedTuple):
     layer_ids: Sequence[LayerId]
 
 
-@dataclass(frozen=True, slots=True)
-class BuiltImage:
+class BuiltImage(Record, kw_only=False):
     """An assembled image: one manifest, or an index of several."""
 
     descriptor: Descriptor

@@ -7,12 +7,13 @@ fails leaves the registry as it was.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.engine.exporters.parallel import run_parallel
 from crossdock.errors import CrossdockError
 from crossdock.image.mediatypes import is_layer
 from crossdock.image.reference import Reference, parse_reference
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.engine.cache.checksum import not_found
 from crossdock.engine.cache.localview import LocalView
@@ -20,6 +20,7 @@ from crossdock.engine.cache.select import expand, has_wildcard, path_filter, wal
 from crossdock.engine.cache.view import split_path
 from crossdock.engine.ops.upper import Owner, set_xattrs
 from crossdock.errors import SolveError
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -5,7 +5,7 @@ Spec: moby/buildkit ``solver/llbsolver/ops/file.go``, ``solver/llbsolver/file/ba
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.engine.cache.select import Selector, has_wildcard
 from crossdock.engine.ops.base import BaseOp, selector_digest
@@ -13,6 +13,7 @@ from crossdock.engine.ops.keying import action_fields
 from crossdock.engine.solver import CacheMap, InputKey, KeyHasher
 from crossdock.errors import SolveError
 from crossdock.llb.ops import SKIP_OUTPUT, FileActionCopy, FileActionRm, FileOp, NamedUser
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

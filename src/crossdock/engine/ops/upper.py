@@ -17,11 +17,12 @@ import errno
 import os
 import shutil
 import stat
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.engine.cache.layerview import OPAQUE_XATTR, LayerView, is_whiteout, read_xattrs
 from crossdock.engine.cache.view import MAX_LINKS, Node
 from crossdock.errors import SolveError
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,7 +13,9 @@ import shlex
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

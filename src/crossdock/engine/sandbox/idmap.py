@@ -8,7 +8,7 @@ Spec: user_namespaces(7), subuid(5).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from crossdock.record import NamedTuple
 
 __all__ = [
     "IdRange",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from crossdock import linux
 from crossdock.engine.sandbox import supervise
@@ -21,6 +21,7 @@ from crossdock.engine.sandbox.idmap import (
     ranges_map,
     read_id_map,
 )
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from pathlib import Path

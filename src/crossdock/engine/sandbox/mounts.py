@@ -13,10 +13,11 @@ import errno
 import os
 import shutil
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock import linux
 from crossdock.errors import SandboxError
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

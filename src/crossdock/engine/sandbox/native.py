@@ -11,7 +11,9 @@ import os
 import shutil
 import stat
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

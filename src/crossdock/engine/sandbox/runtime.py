@@ -14,10 +14,11 @@ import os
 import select
 import shutil
 import signal
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.engine.sandbox.supervise import descendants
 from crossdock.errors import SandboxError
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable

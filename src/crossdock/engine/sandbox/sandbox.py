@@ -12,7 +12,6 @@ import os
 import shutil
 import threading
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from crossdock.engine.sandbox import stubs
@@ -40,6 +39,7 @@ from crossdock.engine.sandbox.users import StepUser, resolve_user
 from crossdock.errors import SandboxError, translate
 from crossdock.image.platform import local_platform
 from crossdock.llb.ops import NetMode, SecurityMode
+from crossdock.record import replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

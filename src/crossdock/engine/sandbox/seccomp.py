@@ -9,7 +9,9 @@ Spec: OCI runtime-spec ``config-linux.md`` "Seccomp"; seccomp(2).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
+
+from crossdock.record import NamedTuple
 
 __all__ = ["ARCHITECTURES", "Rule", "default_rules", "profile"]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.cancel import CancelToken
 from crossdock.emulation.architectures import by_name
@@ -15,6 +15,7 @@ from crossdock.emulation.probes import PROBE_STATUS, probe_elf
 from crossdock.engine.sandbox.step import StepSpec
 from crossdock.errors import CrossdockError, SandboxError
 from crossdock.image.platform import Platform, local_platform
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,9 +8,10 @@ Spec: OCI runtime-spec 1.0 ``config.md``, ``config-linux.md``; moby/buildkit ``e
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from crossdock.llb.ops import NetMode, SecurityMode
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, TypeAlias
 
 from crossdock.llb.ops import NetMode, SecurityMode
+from crossdock.record import Record
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,8 +27,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BindMount:
+class BindMount(Record):
     """A directory or file of the worker shown at ``dest``; with ``readonly``, it and all mounts below it."""
 
     source: Path
@@ -36,8 +35,7 @@ class BindMount:
     readonly: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TmpfsMount:
+class TmpfsMount(Record):
     """An empty tmpfs at ``dest``; at ``/dev/shm`` it replaces the default one. Size in bytes, 0 = kernel default."""
 
     dest: str
@@ -45,8 +43,7 @@ class TmpfsMount:
     mode: int = 0o1777
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SecretMount:
+class SecretMount(Record):
     """A file at ``dest`` that lives in memory for the length of the step; read-only there."""
 
     dest: str
@@ -56,8 +53,7 @@ class SecretMount:
     mode: int = 0o400
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SshMount:
+class SshMount(Record):
     """A socket at ``dest`` whose connections are passed to the agent listening at ``agent``."""
 
     dest: str
@@ -70,8 +66,7 @@ class SshMount:
 StepMount: TypeAlias = BindMount | TmpfsMount | SecretMount | SshMount
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepSpec:
+class StepSpec(Record):
     """One process to run in a root file system (a mounted directory of the worker)."""
 
     rootfs: Path
@@ -112,8 +107,7 @@ class StepFailure(Enum):
     HUNG = "hung"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepResult:
+class StepResult(Record):
     """How a step ended."""
 
     #: the program's own code; 128+n for signal n; 127/126 when it was not found or not executable

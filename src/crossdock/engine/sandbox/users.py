@@ -5,10 +5,9 @@ Spec: moby/buildkit ``executor/oci/user.go``, moby/sys ``user.GetExecUser``.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from crossdock.engine.sandbox.paths import resolve_in_root
 from crossdock.errors import UsageError
+from crossdock.record import NamedTuple
 
 __all__ = ["StepUser", "resolve_user"]
 

@@ -17,11 +17,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.engine.sandbox.idmap import contains
 from crossdock.engine.sandbox.launch import PID_NAMESPACE, Attempt, Refused, launch
 from crossdock.errors import InternalError, SandboxError
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from crossdock.engine.sandbox.idmap import IdRange

@@ -5,7 +5,9 @@ Values only. Events and commands are named tuples because the cached path makes 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +32,7 @@ __all__ = [
     "Found",
     "InputKey",
     "KeyCache",
+    "KeyedVertex",
     "Lookup",
     "LookupReady",
     "Notify",
@@ -244,13 +247,22 @@ class Notify(NamedTuple):
     error: BaseException | None = None
 
 
+class KeyedVertex(NamedTuple):
+    """The keys of a vertex: the canonical one, and those that led there in every process, by definition first."""
+
+    vertex: str
+    canonical: str
+    keys: tuple[str, ...]
+
+
 class FinishJob(NamedTuple):
-    """Give a job its results or the error, with the vertex that failed."""
+    """Give a job its results and the keys of its vertices, or the error, with the vertex that failed."""
 
     job: str
     results: tuple[Result, ...] | None
     error: BaseException | None = None
     vertex: str | None = None
+    keyed: tuple[KeyedVertex, ...] = ()
 
 
 Command: TypeAlias = AskCacheMap | Lookup | AskContent | Execute | Cancel | Notify | FinishJob

@@ -15,7 +15,7 @@ import json
 import os
 import posixpath
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from crossdock.engine.cache.refs import Ref
@@ -25,6 +25,7 @@ from crossdock.engine.sources.transfer import Transfer
 from crossdock.errors import SolveError
 from crossdock.image.digest import Digest, parse_digest
 from crossdock.llb.ops import SourceOp
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -8,7 +8,7 @@ Spec: BuildKit ``source/containerimage``; image-spec 1.1, image-index.md.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from crossdock.engine.store.locks import OncePerKey
 from crossdock.errors import (
@@ -25,6 +25,7 @@ from crossdock.image.descriptor import Descriptor
 from crossdock.image.digest import DiffId, Digest, parse_digest, sha256_digest
 from crossdock.image.manifest import Index, Manifest, parse_manifest, select_platform
 from crossdock.image.mediatypes import is_layer
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,18 +6,27 @@ A layer is fetched, verified, kept and unpacked in one pass over its bytes; seve
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO
 
 from crossdock.cancel import CancelToken
 from crossdock.engine.sources.transfer import Transfer
 from crossdock.engine.store.locks import OncePerKey
-from crossdock.errors import CrossdockError, DigestMismatch, LayerError, RegistryError, StoreError
+from crossdock.errors import (
+    CacheError,
+    CrossdockError,
+    DigestMismatch,
+    LayerError,
+    RegistryError,
+    StoreError,
+)
 from crossdock.image.reference import parse_reference
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from crossdock.engine.sources.blobsources import BlobSource, BlobSources, BlobStream
     from crossdock.engine.sources.image import ClientSource
     from crossdock.engine.store import BlobWriter, LayerId, Lease, Store
     from crossdock.engine.store.layers import LayerBlob
@@ -25,7 +34,6 @@ if TYPE_CHECKING:
     from crossdock.image.digest import DiffId
     from crossdock.layers.extract import UnpackOptions
     from crossdock.progress.events import EventSink
-    from crossdock.registry.download import BlobReader
 
 __all__ = ["LayerPuller", "PullContext"]
 
@@ -48,12 +56,18 @@ class LayerPuller:
     """Gives remote layers their directories, and blobs their bytes. Safe from any thread."""
 
     def __init__(
-        self, store: Store, registry: ClientSource, *, unpack_options: UnpackOptions | None = None
+        self,
+        store: Store,
+        registry: ClientSource,
+        *,
+        unpack_options: UnpackOptions | None = None,
+        caches: BlobSources | None = None,
     ) -> None:
-        """``unpack_options``: the sandbox knows which ids files can be given."""
+        """``unpack_options``: the sandbox knows which ids files can be given. ``caches`` are asked before registries."""
         self._store = store
         self._registry = registry
         self._unpack_options = unpack_options
+        self._caches = caches
         self._once = OncePerKey()
 
     def directories(self, layers: Sequence[LayerId], context: PullContext) -> tuple[Path, ...]:
@@ -117,8 +131,14 @@ class LayerPuller:
                 if not damaged or not any(b.repositories for b in blobs):
                     raise
                 self._store.content.forget(blob.descriptor.digest)  # damaged here: fetch it again
-        best = _best(layer_id, blobs)
-        return self._fill(layer_id, self._unpack_remote, best, context)
+        best = self._best(layer_id, blobs)
+        try:
+            return self._fill(layer_id, self._unpack_remote, best, context)
+        except DigestMismatch as exc:
+            # It unpacks to something else than the cache said.
+            for source in self._cached(best.descriptor):
+                raise self._cache_failed(source, exc) from exc
+            raise
 
     def _fill(
         self,
@@ -181,15 +201,44 @@ class LayerPuller:
         short = f"{len(skipped)} entries of layer {blob.digest} cannot be made here and were left out"
         context.sink.emit(VertexWarning(vertex=context.vertex, level=1, short=short, detail=detail))
 
+    def _best(self, layer_id: LayerId, blobs: Sequence[LayerBlob]) -> LayerBlob:
+        """Choose what to fetch: zstd unpacks fastest, small is quick to fetch."""
+        remote = [blob for blob in blobs if blob.repositories or self._cached(blob.descriptor)]
+        if not remote:
+            summary = f"layer {layer_id} has no directory, and no registry is known to have it"
+            raise StoreError(summary, hint="build with `--no-cache`, or `crossdock store check --repair`")
+        return min(remote, key=lambda blob: (blob.compression != "zstd", blob.descriptor.size))
+
+    def _cached(self, blob: Descriptor) -> tuple[BlobSource, ...]:
+        return () if self._caches is None else self._caches.of(blob.digest)
+
+    def _cache_failed(self, source: BlobSource, why: CrossdockError) -> CacheError:
+        """Note that a cache did not give what it listed: whoever imported it goes on without."""
+        if self._caches is not None:
+            self._caches.failed.setdefault(source.name, why.summary)
+        return CacheError(f"build cache {source.name}: {why.summary}", detail=why.detail, hint=why.hint)
+
     @contextmanager
     def _download(
         self, blob: Descriptor, repositories: Sequence[str], context: PullContext
-    ) -> Iterator[BlobReader]:
-        """Open a blob at the first repository that gives it."""
-        registry = self._registry.scoped(cancel=context.cancel)
-        failure: RegistryError | None = None
+    ) -> Iterator[BlobStream]:
+        """Open a blob at the first place that gives it: imported caches, then repositories."""
+        failure: CrossdockError | None = None
+        for source in self._cached(blob):
+            try:
+                stream = source.open_blob(blob, context.cancel)
+            except (RegistryError, CacheError, DigestMismatch) as exc:
+                failure = failure or self._cache_failed(source, exc)
+                continue
+            with stream as opened:
+                try:
+                    yield opened
+                except (RegistryError, CacheError, DigestMismatch, LayerError) as exc:
+                    raise self._cache_failed(source, exc) from exc
+            return
         for repository in repositories:
             try:
+                registry = self._registry.scoped(cancel=context.cancel)
                 reader = registry.open_blob(parse_reference(repository), blob)
             except RegistryError as exc:
                 failure = failure or exc
@@ -208,7 +257,7 @@ class _Tee:
 
     __slots__ = ("_position", "_reader", "_transfer", "_writer")
 
-    def __init__(self, reader: BlobReader, writer: BlobWriter, transfer: Transfer) -> None:
+    def __init__(self, reader: BlobStream, writer: BlobWriter, transfer: Transfer) -> None:
         self._reader = reader
         self._writer = writer
         self._transfer = transfer
@@ -232,15 +281,6 @@ def _read_to_end(stream: BinaryIO) -> None:
     """Read what follows an archive: it counts for the digest, which is checked at the end."""
     while stream.read(_BLOCK):
         pass
-
-
-def _best(layer_id: LayerId, blobs: Sequence[LayerBlob]) -> LayerBlob:
-    """Choose what to fetch: zstd unpacks fastest, small is quick to fetch."""
-    remote = [blob for blob in blobs if blob.repositories]
-    if not remote:
-        summary = f"layer {layer_id} has no directory, and no registry is known to have it"
-        raise StoreError(summary, hint="build with `--no-cache`, or `crossdock store check --repair`")
-    return min(remote, key=lambda blob: (blob.compression != "zstd", blob.descriptor.size))
 
 
 def _all_at_once(tasks: Sequence[Callable[[PullContext], None]], context: PullContext) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.engine.store.leases import BLOB, LAYER
 from crossdock.engine.store.locks import is_held
 from crossdock.engine.store.recovery import drop_directory, drop_layer_rows, file_matches, unfinished
 from crossdock.engine.store.rim import rim
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable

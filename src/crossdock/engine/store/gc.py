@@ -10,7 +10,6 @@ from __future__ import annotations
 import heapq
 import os
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crossdock.engine.store import hooks
@@ -21,6 +20,7 @@ from crossdock.engine.store.recovery import drop_layer_rows
 from crossdock.engine.store.rim import log
 from crossdock.engine.store.usage import collect, total_size
 from crossdock.errors import StoreFull
+from crossdock.record import Record
 
 if TYPE_CHECKING:
     import sqlite3
@@ -42,8 +42,7 @@ _SLACK = 0.05
 _GB = 1_000_000_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GCPolicy:
+class GCPolicy(Record):
     """What may be removed, and how far: sizes in bytes, 0 meaning no bound.
 
     Of what matches, is unused for ``keep_duration_s`` and is not in use, the longest unused goes first, until

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from crossdock.engine.store.leases import BLOB
 from crossdock.errors import StoreError
 from crossdock.image.descriptor import Descriptor
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from crossdock.engine.store.content import ContentStore

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from crossdock.engine.store import hooks
@@ -21,6 +20,7 @@ from crossdock.engine.store.removal import tree_size
 from crossdock.engine.store.rim import rim
 from crossdock.errors import DigestMismatch, StoreError
 from crossdock.image.descriptor import Descriptor
+from crossdock.record import Record
 
 if TYPE_CHECKING:
     import sqlite3
@@ -48,8 +48,7 @@ _INSERT = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class LayerBlob:
+class LayerBlob(Record, kw_only=False):
     """One packed form of a layer; ``repositories`` are known to have it (``host/name``)."""
 
     descriptor: Descriptor
@@ -58,8 +57,7 @@ class LayerBlob:
     repositories: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class LayerInfo:
+class LayerInfo(Record, kw_only=False):
     """What the store knows of a layer; times in nanoseconds since the epoch."""
 
     id: LayerId
@@ -188,18 +186,21 @@ class LayerStore:
         repositories: Sequence[str] = (),
         kind: str = "image",
         description: str = "",
+        created_ns: int | None = None,
     ) -> LayerId:
         """Note a layer that exists elsewhere; returns the layer with that diff id, new or known.
 
         The blob need not be in the content store. ``compression`` defaults to what the media type says.
+        ``created_ns``: when it was made, if that is known.
         Raises: StoreFull, StoreError.
         """
         now = time.time_ns()
+        made = now if created_ns is None else created_ns
         with rim("note a layer"), self._removal.adding(), self._db.transaction() as tx:
             row = tx.execute(_FIND, (diff_id,)).fetchone()
             layer_id = LayerId(new_id() if row is None else row[0])
             if row is None:
-                tx.execute(_INSERT, (layer_id, kind, description, diff_id, 0, 0, now, now))
+                tx.execute(_INSERT, (layer_id, kind, description, diff_id, 0, 0, made, now))
             lease.append((LAYER + layer_id,))
             _insert_blob(tx, layer_id, blob, compression or compression_of(blob.media_type))
             _insert_repositories(tx, blob.digest, repositories)

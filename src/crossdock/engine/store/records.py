@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, cast
 
 from crossdock.engine.store import hooks
 from crossdock.engine.store.ids import LayerId
 from crossdock.engine.store.leases import LAYER, RESULT
 from crossdock.errors import StoreError
+from crossdock.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -28,8 +28,7 @@ RecordType = Literal[
 _MAX_VARIABLES = 500
 
 
-@dataclass(frozen=True, slots=True)
-class CachedResult:
+class CachedResult(Record, kw_only=False):
     """A result found; times in nanoseconds since the epoch."""
 
     canonical: str
@@ -66,6 +65,17 @@ class RecordStore:
             part = keys[start : start + _MAX_VARIABLES]
             marks = ",".join("?" * len(part))
             found.update(self._db.all(f"SELECT key, canonical FROM keys WHERE key IN ({marks})", part))  # noqa: S608
+        return found
+
+    def keys_of(self, canonicals: Sequence[str]) -> dict[str, list[str]]:
+        """Return the keys that lead to each of some canonical keys, themselves among them, sorted."""
+        found: dict[str, list[str]] = {}
+        for start in range(0, len(canonicals), _MAX_VARIABLES):
+            part = canonicals[start : start + _MAX_VARIABLES]
+            marks = ",".join("?" * len(part))
+            sql = f"SELECT canonical, key FROM keys WHERE canonical IN ({marks}) ORDER BY 1, 2"  # noqa: S608
+            for canonical, key in self._db.all(sql, part):
+                found.setdefault(canonical, []).append(key)
         return found
 
     def link(self, key: str, canonical: str) -> None:

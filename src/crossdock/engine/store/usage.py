@@ -8,13 +8,13 @@ they were used since.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from crossdock.engine.store.leases import BLOB, LAYER
 from crossdock.engine.store.removal import tree_size
 from crossdock.engine.store.rim import log
 from crossdock.errors import StoreFull
+from crossdock.record import Record
 
 if TYPE_CHECKING:
     from crossdock.engine.store.records import RecordType
@@ -26,8 +26,7 @@ __all__ = ["STAT_CACHES", "UsageRecord", "collect", "total_size"]
 STAT_CACHES = "stat-caches"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UsageRecord:
+class UsageRecord(Record):
     """One thing that takes space; times in nanoseconds since the epoch.
 
     Spec: moby/buildkit api/services/control, UsageRecord.

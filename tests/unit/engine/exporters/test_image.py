@@ -4,7 +4,6 @@ import gzip
 import io
 import json
 import tarfile
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +14,7 @@ from crossdock.errors import DigestMismatch, ExportError, LayerError, UsageError
 from crossdock.image import Descriptor, DiffId, History, ImageConfig, Platform, sha256_digest
 from crossdock.layers import decompressor
 from crossdock.progress import Vertex, VertexLog
+from crossdock.record import replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable

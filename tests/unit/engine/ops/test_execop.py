@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +35,7 @@ from crossdock.llb.ops import (
     SourceOp,
     Ulimit,
 )
+from crossdock.record import replace
 from crossdock.secret import Secret
 
 ROOT = Mount(dest="/", input=0, output=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +21,7 @@ from crossdock.llb.ops import (
     NamedUser,
     SourceOp,
 )
+from crossdock.record import replace
 
 ANY = FileActionMkDir(path="/x")
 
