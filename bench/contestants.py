@@ -120,8 +120,9 @@ class Crossdock(Contestant):
     name = "crossdock"
 
     def start(self, stack: contextlib.ExitStack) -> None:  # noqa: ARG002 - there is no daemon
-        """Choose the store."""
+        """Choose the store. Python may keep what it compiles, as it does where the package is installed."""
         self.env["CROSSDOCK_ROOT"] = str(self.state)
+        self.env.pop("PYTHONDONTWRITEBYTECODE", None)
 
     def version(self) -> str:
         """What ``crossdock version`` says."""

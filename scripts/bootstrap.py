@@ -202,6 +202,7 @@ def make_venv(python: str) -> None:
     wanted = hashlib.sha256(inputs).hexdigest()
     program = VENV / "bin/crossdock"
     if program.exists() and stamp.exists() and stamp.read_text() == wanted:
+        compile_sources()
         say(f"ready: {program}")
         return
     if not _venv_is_of(python):
@@ -214,7 +215,16 @@ def make_venv(python: str) -> None:
     if not program.exists():
         raise SetupError(f"pip did not make {program}")
     stamp.write_text(wanted)
+    compile_sources()
     say(f"ready: {program}")
+
+
+def compile_sources() -> None:
+    """Compile what changed, as pip does for an installed package; without it every start would, for 150 ms.
+
+    Python does it by itself unless PYTHONDONTWRITEBYTECODE is set, as it is in many containers.
+    """
+    _run([str(VENV / "bin/python"), "-m", "compileall", "-q", str(TOP / "src/crossdock")])
 
 
 def _venv_is_of(python: str) -> bool:
