@@ -363,8 +363,6 @@ class TestFailures:
         [
             (["--sbom=true"], "--sbom"),
             (["--provenance=max"], "--provenance"),
-            (["--cache-to", "type=inline"], "--cache-to type=inline"),
-            (["--cache-from", "user/app"], "--cache-from type=registry"),
             (["--allow", "device"], "--allow device"),
         ],
         ids=lambda v: v[0] if isinstance(v, list) else "",

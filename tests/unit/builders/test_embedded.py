@@ -294,8 +294,6 @@ class TestOutputs:
     [
         ({"attests": {"sbom": {}}}, "--sbom"),
         ({"attests": {"provenance": {"mode": "max"}}}, "--provenance"),
-        ({"cache_to": ({"type": "gha"},)}, "--cache-to type=gha"),
-        ({"cache_from": ({"type": "local"},)}, "--cache-from type=local"),
         ({"allow": ("device=x",)}, "--allow device"),
     ],
 )
