@@ -61,7 +61,17 @@ def pytest_configure(config: pytest.Config) -> None:
     tempfile.tempdir = None
     os.environ["CROSSDOCK_ROOT"] = str(scratch / "home/store-of-no-case")
     os.environ["LC_ALL"] = "C.UTF-8"
+    _keep_examples_out_of_the_tree(scratch)
     os.environ["PATH"] = ":".join([*_path(), *(p for p in ("/usr/sbin", "/sbin") if p not in _path())])
+
+
+def _keep_examples_out_of_the_tree(scratch: Path) -> None:
+    """Hypothesis keeps what it found below the working directory, which an ordinary user may not write."""
+    from hypothesis import configuration, settings
+
+    configuration.set_hypothesis_home_dir(scratch / "hypothesis")
+    settings.register_profile("crossdock", database=None)
+    settings.load_profile("crossdock")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -134,7 +144,17 @@ def _children() -> dict[int, str]:
 
 
 def _mounts() -> set[str]:
-    return {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+    """Mounts below the folders of this suite: what others mount elsewhere meanwhile is none of its doing."""
+    points = (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    folders = _own_folders()
+    return {point for point in points if point.startswith(folders)}
+
+
+def _own_folders() -> tuple[str, ...]:
+    """The scratch folder, pytest's folders of cases, and the run directory of workers."""
+    base = os.path.realpath(os.environ["PYTEST_DEBUG_TEMPROOT"])
+    scratch = os.path.realpath(Path(os.environ["TMPDIR"]).parent)
+    return (f"{scratch}/", f"{base}/pytest-of-", "/run/crossdock")
 
 
 def _outside_files() -> set[str]:
