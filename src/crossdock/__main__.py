@@ -6,6 +6,8 @@ asks every plugin on every ``docker --help``.
 Spec: docker/cli ``cli-plugins/metadata``.
 """
 
+import gc
+import os
 import sys
 
 __all__ = ["main", "plugin_main"]
@@ -21,9 +23,10 @@ def main() -> int:
     args = sys.argv[1:]
     if args[:1] == [_METADATA_COMMAND]:
         return _print_metadata()
+    _spare_collections()
     from crossdock.cli.main import run
 
-    return run(args, program=sys.argv[0])
+    return _leave(run(args, program=sys.argv[0]))
 
 
 def plugin_main() -> int:
@@ -31,9 +34,31 @@ def plugin_main() -> int:
     args = sys.argv[1:]
     if args[:1] == [_METADATA_COMMAND]:
         return _print_metadata()
+    _spare_collections()
     from crossdock.cli.main import run_plugin
 
-    return run_plugin(args)
+    return _leave(run_plugin(args))
+
+
+def _spare_collections() -> None:
+    """Collect garbage less often than every 700 objects: importing makes 100,000, all to stay. Saves 10 ms."""
+    gc.set_threshold(50_000, 20, 20)
+
+
+def _leave(code: int) -> int:
+    """End at once where nothing but the interpreter's own tidying is left to do, which takes 20 ms.
+
+    All that must be undone is undone by context managers. Other threads still at work are waited for the long way.
+    """
+    threading = sys.modules.get("threading")
+    if threading is None or threading.active_count() == 1:
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            return code
+        os._exit(code)
+    return code
 
 
 def _print_metadata() -> int:
