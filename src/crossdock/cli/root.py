@@ -35,6 +35,7 @@ COMMANDS: dict[str, SubCommand] = {
     ),
     "prune": SubCommand("crossdock.cli.prune", "Remove build cache"),
     "rm": SubCommand("crossdock.cli.rm", "Remove one or more builder instances"),
+    "serve": SubCommand("crossdock.cli.serve", "Serve the embedded engine over BuildKit's API"),
     "stop": SubCommand("crossdock.cli.stop", "Stop builder instance"),
     "store": SubCommand("crossdock.cli.store", "Look after the local store", group=True),
     "uninstall": SubCommand("crossdock.cli.install:uninstall", "Uninstall the buildx alias", hidden=True),

@@ -1,0 +1,198 @@
+"""The daemon: one engine, its services on a gRPC server, from start to a clean end.
+
+Spec: moby/buildkit ``cmd/buildkitd``; sd_notify(3).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from crossdock.cancel import CancelToken
+from crossdock.engine.facade import Engine, EngineOptions
+from crossdock.engine.store.gc import default_policies
+from crossdock.errors import CrossdockError
+from crossdock.registry.config import RegistryConfig
+from crossdock.server import content, control, gateway, health
+from crossdock.server.gateway import LLBBridge, build_id
+from crossdock.server.history import History, HistoryLimits
+from crossdock.server.jobs import Jobs
+from crossdock.server.listen import Listeners
+from crossdock.server.sessions import SessionManager
+from crossdock.server.workers import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from crossdock.server.jobs import Job
+    from crossdock.server.options import ServerOptions
+
+__all__ = ["Daemon", "serve"]
+
+_log = logging.getLogger("crossdock.server")
+
+#: calls at once; a build has some four, each a thread that mostly waits
+_MAX_CALLS = 4096
+_MIB = 1 << 20
+_OPTIONS: tuple[tuple[str, Any], ...] = (
+    ("grpc.max_send_message_length", 16 * _MIB),
+    ("grpc.max_receive_message_length", 16 * _MIB),
+    # Error details and metadata of sessions are far beyond gRPC's default of 8 KiB.
+    ("grpc.max_metadata_size", 4 * _MIB),
+    ("grpc.absolute_max_metadata_size", 8 * _MIB),
+    # Go's clients ping while a build runs.
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 1000),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.so_reuseport", 0),
+)
+#: seconds after a build until rubbish is looked for, and at least between two looks
+_GC_AFTER_S = 1.0
+_GC_EVERY_S = 60.0
+#: seconds in which cancelled builds must end
+_STOP_S = 20.0
+
+
+class Daemon:
+    """What the services share."""
+
+    def __init__(self, options: ServerOptions, engine: Engine) -> None:
+        self.engine = engine
+        self.entitlements = options.entitlements
+        self.registry = RegistryConfig(hosts=options.registries)
+        self.sessions = SessionManager()
+        self.jobs = Jobs(engine)
+        limits = HistoryLimits(entries=options.history_entries, age_s=options.history_age_s)
+        self.history = History(engine.store.root / "history", limits)
+        policies = options.policies
+        if policies is None:
+            disk = os.statvfs(engine.store.root)
+            policies = default_policies(disk.f_frsize * disk.f_blocks)
+        self.worker = Worker(
+            engine,
+            labels=options.labels,
+            platforms=options.platforms,
+            policies=policies,
+            network="host",
+        )
+        self._collector = _Collector(engine, self.worker)
+
+    def collect_garbage_soon(self) -> None:
+        """Have the store kept within its limits, some time after a build."""
+        if self.worker.policies:
+            self._collector.wake()
+
+    def find_job(self, context: grpc.ServicerContext) -> Job:
+        """Return the build that a gateway call names. Raises: Missing, UsageError."""
+        return self.jobs.get(build_id(context), active=context.is_active)
+
+    def handlers(self) -> tuple[grpc.GenericRpcHandler[Any, Any], ...]:
+        """Return all services."""
+        return (
+            control.handlers(self),
+            gateway.handlers(LLBBridge(self.find_job, self.worker)),
+            content.handlers(self.engine, self.history),
+            *health.handlers(),
+        )
+
+    def close(self) -> bool:
+        """Cancel builds and end everything; False when a build has not ended in time."""
+        ended = self.jobs.close(_STOP_S)
+        self.history.close()
+        self.sessions.close()
+        self._collector.close()
+        return ended
+
+
+class _Collector:
+    """Applies the rules in a thread of its own, not too often."""
+
+    def __init__(self, engine: Engine, worker: Worker) -> None:
+        self._engine = engine
+        self._worker = worker
+        self._wanted = threading.Event()
+        self._cancel = CancelToken()
+        self._thread: threading.Thread | None = None
+        # Guards _thread.
+        self._lock = threading.Lock()
+
+    def wake(self) -> None:
+        self._wanted.set()
+        with self._lock:
+            if self._thread is None and not self._cancel.cancelled:
+                self._thread = threading.Thread(target=self._run, name="gc", daemon=True)
+                self._thread.start()
+
+    def close(self) -> None:
+        self._cancel.cancel()
+        self._wanted.set()
+
+    def _run(self) -> None:
+        while not self._cancel.cancelled:
+            self._wanted.wait()
+            if self._cancel.wait(_GC_AFTER_S):
+                return
+            self._wanted.clear()
+            try:
+                self._engine.store.gc(self._worker.policies, cancel=self._cancel)
+            except CrossdockError as exc:
+                _log.warning("garbage collection: %s", exc)
+            if self._cancel.wait(_GC_EVERY_S):
+                return
+
+
+def serve(options: ServerOptions, passed: Mapping[str, Sequence[int]]) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code. The process must be a worker already.
+
+    Raises: UsageError, ConfigError for addresses; StoreError.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: stop.set())
+    for note in options.notes:
+        _log.warning("%s", note)
+    engine = Engine.open(EngineOptions(options.root, parallelism=options.parallelism))
+    daemon = Daemon(options, engine)
+    pool = ThreadPoolExecutor(_MAX_CALLS, thread_name_prefix="call")
+    server = grpc.server(pool, handlers=list(daemon.handlers()), options=_OPTIONS)
+    listeners = Listeners(server)
+    try:
+        listeners.open(options.addresses, tls=options.tls, gid=options.gid, passed=passed)
+        server.start()
+        for address in options.addresses:
+            _log.info("running server on %s", address)
+        notify("READY=1")
+        stop.wait()
+    finally:
+        notify("STOPPING=1")
+        listeners.close()
+        ended = daemon.close()
+        server.stop(grace=1.0).wait(5.0)
+        pool.shutdown(wait=False, cancel_futures=True)
+        if ended:
+            engine.close()
+    _log.info("stopped%s", "" if ended else "; a build had not ended")
+    return 0
+
+
+def notify(state: str) -> None:
+    """Tell the service manager, when there is one."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address[0] == "@":
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            sock.connect(address)
+            sock.sendall(state.encode())
+    except OSError as exc:
+        _log.warning("cannot notify the service manager: %s", exc)

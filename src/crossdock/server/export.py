@@ -1,0 +1,270 @@
+"""Write results out: what goes to registries or the store by the engine, what goes to the client over its session.
+
+Spec: moby/buildkit ``exporter/*``, ``session/filesync`` (FileSend, BytesMessage), ``session/content`` (store ``export``).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import tempfile
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from crossdock.buildkit.proto import filesync_pb2
+from crossdock.engine.cache.refs import SCRATCH
+from crossdock.engine.exporters import PlatformImage, check_exporters
+from crossdock.engine.exporters.attrs import parse_files
+from crossdock.engine.exporters.model import ExporterSpec
+from crossdock.engine.exporters.report import reported
+from crossdock.errors import ExportError, UsageError
+from crossdock.server.clientstore import write_blob
+from crossdock.server.streams import Outgoing, session_failure
+from crossdock.server.treesend import send_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from crossdock.buildkit.proto import control_pb2
+    from crossdock.server.jobs import Job
+    from crossdock.server.results import PlatformResult
+    from crossdock.server.sessions import ClientSession
+
+__all__ = ["check_outputs", "export_results", "frontend_metadata", "specs_of"]
+
+_METHOD = "/moby.filesync.v1.FileSend/DiffCopy"
+_ARCHIVES = frozenset(["oci", "docker", "tar"])
+_EPOCH = "source-date-epoch"
+_MESSAGE = 1 << 20
+#: messages under way to the client
+_WINDOW = 8
+
+
+def specs_of(request: control_pb2.SolveRequest) -> list[ExporterSpec]:
+    """Return the exporters a request asks for, in both its old and its new form."""
+    wanted = [(e.Type, dict(e.Attrs)) for e in request.Exporters]
+    if not wanted and request.ExporterDeprecated:
+        wanted = [(request.ExporterDeprecated, dict(request.ExporterAttrsDeprecated))]
+    epoch = request.FrontendAttrs.get("build-arg:SOURCE_DATE_EPOCH", "")
+    for _, attrs in wanted:
+        if epoch.isdecimal():
+            attrs.setdefault(_EPOCH, epoch)
+    return [ExporterSpec(kind, attrs) for kind, attrs in wanted]
+
+
+def check_outputs(specs: Sequence[ExporterSpec]) -> None:
+    """Find what is wrong with outputs before anything is built.
+
+    Raises: UsageError naming the type or attribute; NotSupported.
+    """
+    for spec in specs:
+        if "dest" in spec.attrs:
+            # A path of the client is nothing to us, and must never be one of ours.
+            summary = f"exporter {spec.type} has no attribute dest here: the client writes its files"
+            raise UsageError(summary)
+        if spec.type == "local":
+            parse_files(spec, None)
+        else:
+            attrs = {k: v for k, v in spec.attrs.items() if k != "tar"}
+            check_exporters([ExporterSpec(spec.type, attrs, _Nowhere())], multi_platform=True)
+
+
+class _Nowhere:
+    """Stands for the client's file while attributes are checked."""
+
+    def write(self, data: bytes, /) -> object:
+        return len(data)
+
+
+def export_results(
+    job: Job, platforms: Sequence[PlatformResult], specs: Sequence[ExporterSpec], *, multi_platform: bool
+) -> dict[str, str]:
+    """Run all exporters; returns the response under BuildKit's keys.
+
+    Raises: ExportError, RegistryError and their kin; SessionLost; StoreFull; the token's cause.
+    """
+    response: dict[str, object] = {}
+    epoch_s = platforms[0].epoch_s if platforms else None
+    with ExitStack() as stack:
+        plain: list[ExporterSpec] = []
+        streams: list[_ClientFile] = []
+        layouts: list[Path] = []
+        for number, spec in enumerate(specs):
+            if spec.type == "local":
+                _export_local(job, number, spec, platforms, epoch_s, multi_platform=multi_platform)
+            elif spec.type in _ARCHIVES and _flag(spec.attrs.get("tar", "true")):
+                stream = stack.enter_context(_ClientFile(job, number))
+                streams.append(stream)
+                plain.append(spec._replace(output=stream))
+            elif spec.type in _ARCHIVES:
+                directory = Path(tempfile.mkdtemp(prefix="crossdock-layout-", dir=job.engine.store.root))
+                stack.callback(shutil.rmtree, directory, ignore_errors=True)
+                layouts.append(directory)
+                plain.append(spec._replace(attrs={**spec.attrs, "dest": str(directory)}))
+            else:
+                plain.append(spec)
+        if plain:
+            done = job.engine.export(
+                [_image(p) for p in platforms],
+                plain,
+                sink=job.log,
+                cancel=job.cancel,
+                epoch_s=epoch_s,
+                multi_platform=multi_platform,
+            )
+            response.update(done.merged)
+            for stream in streams:
+                stream.finish()
+            for directory in layouts:
+                _send_layout(job, directory)
+    return {key: _text(value) for key, value in response.items()}
+
+
+def _image(platform: PlatformResult) -> PlatformImage:
+    ref = platform.ref.ref if platform.ref is not None else None
+    return PlatformImage(platform.platform, (ref or SCRATCH).layers, platform.config, platform.base_config)
+
+
+def _flag(text: str) -> bool:
+    return text.lower() not in ("false", "0", "f")
+
+
+def _text(value: object) -> str:
+    """Return a response as BuildKit's map of strings holds it: objects as base64 of their JSON."""
+    if isinstance(value, str):
+        return value
+    return base64.b64encode(json.dumps(value, separators=(",", ":")).encode()).decode()
+
+
+def _export_local(
+    job: Job,
+    number: int,
+    spec: ExporterSpec,
+    platforms: Sequence[PlatformResult],
+    epoch_s: int | None,
+    *,
+    multi_platform: bool,
+) -> None:
+    """Send the files of the results into a directory of the client."""
+    options = parse_files(spec, epoch_s)
+    split = multi_platform if options.platform_split is None else options.platform_split
+    fixed_ns = None if options.epoch_s is None else options.epoch_s * 1_000_000_000
+    session = job.session(job.cancel)
+    with ExitStack() as stack:
+        report = stack.enter_context(reported(job.log, "exporting to client directory", f"{number}"))
+        roots = []
+        for platform in platforms:
+            folder = str(platform.platform.normalised()).replace("/", "_") if split else ""
+            layers = _image(platform).ref
+            mounted = job.engine.mounted(layers, sink=job.log, cancel=job.cancel)
+            roots.append((folder, stack.enter_context(mounted)))
+        if len(roots) > 1 and not split:
+            from crossdock.engine.exporters.treecopy import check_overlap
+
+            check_overlap([root for _, root in roots], [str(p.platform) for p in platforms])
+        sent = 0
+        progress = stack.enter_context(report.transfer("copying files", "transferring"))
+
+        def count(size: int) -> None:
+            nonlocal sent
+            sent += size
+            progress(sent)
+
+        send_tree(session, number, roots, fixed_ns=fixed_ns, on_bytes=count, cancel=job.cancel)
+
+
+def _send_layout(job: Job, directory: Path) -> None:
+    """Put the blobs of a layout into the client's store, which writes the index itself."""
+    session = job.session(job.cancel)
+    for path in sorted((directory / "blobs").glob("*/*")):
+        job.cancel.check()
+        write_blob(session, "export", f"{path.parent.name}:{path.name}", path, job.cancel)
+
+
+class _ClientFile:
+    """A file that the client writes; opened by the first write, so that nothing appears before there is something."""
+
+    def __init__(self, job: Job, number: int) -> None:
+        self._job = job
+        self._number = number
+        self._outgoing: Outgoing[filesync_pb2.BytesMessage] = Outgoing(_WINDOW)
+        self._session: ClientSession | None = None
+        self._call: Any = None
+        self._unsubscribe: Any = None
+        # Guards opening: exporters may write from several threads, one after the other.
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> _ClientFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._outgoing.close()
+        if self._call is not None:
+            self._unsubscribe()
+            self._call.cancel()
+
+    def write(self, data: bytes, /) -> int:
+        """Send a part. Raises: ExportError with the client's words; SessionLost; the token's cause."""
+        with self._lock:
+            if self._call is None:
+                self._open()
+        view = memoryview(data)
+        for at in range(0, len(data), _MESSAGE):
+            try:
+                self._outgoing.put(filesync_pb2.BytesMessage(data=bytes(view[at : at + _MESSAGE])))
+            except BrokenPipeError:
+                self._wait()
+                summary = "the client closed the output early"
+                raise ExportError(summary) from None
+        return len(data)
+
+    def finish(self) -> None:
+        """Wait until the client has it all. Raises: as :meth:`write`."""
+        if self._call is None:
+            self._open()
+        self._outgoing.finish()
+        self._wait()
+
+    def _open(self) -> None:
+        session = self._session = self._job.session(self._job.cancel)
+        if not session.supports(_METHOD):
+            summary = "the client takes no files: it offers no FileSend service"
+            raise ExportError(summary)
+        stub: Any = session.channel.stream_stream(
+            _METHOD,
+            request_serializer=filesync_pb2.BytesMessage.SerializeToString,
+            response_deserializer=filesync_pb2.BytesMessage.FromString,
+        )
+        metadata = (("buildkit-attachable-exporter-id", str(self._number)),)
+        try:
+            self._call = stub(iter(self._outgoing), metadata=metadata)
+        except ValueError as exc:
+            lost = session.lost("sending an output")
+            raise lost from exc
+        self._unsubscribe = self._job.cancel.on_cancel(self._call.cancel)
+        # A call that ended takes nothing more.
+        self._call.add_done_callback(lambda _call: self._outgoing.close())
+
+    def _wait(self) -> None:
+        messages: Iterator[object] = self._call
+        try:
+            for _ in messages:
+                pass
+        except grpc.RpcError as exc:
+            self._job.cancel.check()
+            if self._session is None:
+                raise
+            error = session_failure(self._session, exc, "sending an output to the client")
+            raise ExportError(error.summary) from exc
+
+
+def frontend_metadata(metadata: Mapping[str, bytes]) -> dict[str, str]:
+    """Return what of a result's metadata belongs into the response."""
+    return {
+        key: value.decode(errors="replace") for key, value in metadata.items() if key.startswith("frontend.")
+    }

@@ -1,0 +1,165 @@
+"""Errors on their way out: our errors as gRPC statuses with BuildKit's typed details.
+
+Details travel as JSON inside ``google.protobuf.Any``; buildx shows its excerpts from them.
+
+Spec: moby/buildkit ``util/grpcerrors``, ``solver/errdefs/errdefs.proto``, ``frontend/gateway/pb/exit.go``.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import grpc
+
+from crossdock.errors import (
+    AuthError,
+    Cancelled,
+    CrossdockError,
+    DockerfileError,
+    InternalError,
+    NotFoundError,
+    NotSupported,
+    SolveError,
+    StepFailed,
+    StoreFull,
+    UsageError,
+)
+from crossdock.server.statuslog import source_info
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from google.rpc.status_pb2 import Status
+
+    from crossdock.errors import SourceRange
+
+__all__ = ["ClientFailure", "Missing", "abort", "answering", "status_of"]
+
+_log = logging.getLogger("crossdock.server")
+
+_PREFIX = "github.com/moby/buildkit/"
+
+
+class Missing(CrossdockError):
+    """What a call names does not exist: a build, a path of a result, a blob."""
+
+    code = "missing"
+
+
+class ClientFailure(CrossdockError):
+    """A client that is its build's frontend failed; its status is handed on as it came."""
+
+    code = "client-failed"
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(status.message or "the client's frontend failed")
+        self.status = status
+
+
+_CODES: tuple[tuple[type[BaseException], str], ...] = (
+    (Cancelled, "CANCELLED"),
+    (NotSupported, "UNIMPLEMENTED"),
+    (StoreFull, "RESOURCE_EXHAUSTED"),
+    (UsageError, "INVALID_ARGUMENT"),
+    (AuthError, "PERMISSION_DENIED"),
+    (Missing, "NOT_FOUND"),
+    (NotFoundError, "NOT_FOUND"),
+    (InternalError, "INTERNAL"),
+)
+
+
+class _Aborting(grpc.Status):
+    """What ``abort_with_status`` takes."""
+
+    def __init__(self, code: grpc.StatusCode, details: str, metadata: tuple[tuple[str, bytes], ...]) -> None:
+        self.code = code
+        self.details = details
+        self.trailing_metadata = metadata
+
+
+@contextmanager
+def answering(context: grpc.ServicerContext) -> Iterator[None]:
+    """Turn what a block raises into the call's status."""
+    try:
+        yield
+    except CrossdockError as exc:
+        abort(context, exc)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as exc:
+        # gRPC would answer UNKNOWN with a traceback's last line; say that it is our defect.
+        _log.error("unexpected %s: %s", type(exc).__name__, exc, exc_info=exc)
+        abort(context, InternalError(f"unexpected {type(exc).__name__}: {exc}"))
+
+
+def abort(context: grpc.ServicerContext, error: CrossdockError) -> NoReturn:
+    """End a call with an error."""
+    status = status_of(error)
+    code = next(c for c in grpc.StatusCode if c.value[0] == status.code)
+    raw = status.SerializeToString()
+    context.abort_with_status(_Aborting(code, status.message, (("grpc-status-details-bin", raw),)))
+    raise error  # abort_with_status raises; this line is for readers and type checkers
+
+
+def status_of(error: BaseException) -> Status:
+    """Return an error as a ``google.rpc.Status`` with details."""
+    from google.rpc.status_pb2 import Status as Message
+
+    if isinstance(error, ClientFailure):
+        return error.status
+    status = Message(code=_number(error), message=_text(error))
+    for name, value in _details(error):
+        status.details.add(type_url=_PREFIX + name + "+json", value=json.dumps(value).encode())
+    return status
+
+
+def _number(error: BaseException) -> int:
+    name = next((name for kind, name in _CODES if isinstance(error, kind)), "UNKNOWN")
+    number: int = getattr(grpc.StatusCode, name).value[0]
+    return number
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, Cancelled):
+        return "context canceled"
+    if not isinstance(error, CrossdockError):
+        return f"unexpected {type(error).__name__}: {error}"
+    text = error.summary
+    if isinstance(error, DockerfileError) and error.source is not None and "line " not in text:
+        text = f"dockerfile parse error on line {error.source.start.line}: {text}"
+    if error.hint:
+        text += f" ({error.hint})"
+    return text
+
+
+def _details(error: BaseException) -> list[tuple[str, Any]]:
+    out: list[tuple[str, Any]] = []
+    if isinstance(error, StepFailed):
+        out.append(("gatewayapi.ExitMessage", {"Code": error.step_exit_code}))
+    if isinstance(error, SolveError) and error.vertex:
+        out.append(("errdefs.Vertex", {"digest": error.vertex.partition("!")[0]}))
+        out.append(("errdefs.Solve", {"description": _description(error)}))
+    if isinstance(error, CrossdockError):
+        sources = [error.source]
+        if isinstance(error, DockerfileError):
+            sources += [other.source for other in error.others]
+        out += [("errdefs.Source", _source(source)) for source in sources if source is not None]
+    return out
+
+
+def _description(error: SolveError) -> dict[str, str]:
+    return {"llb.customname": error.vertex_name} if error.vertex_name else {}
+
+
+def _source(source: SourceRange) -> dict[str, Any]:
+    info, ranges = source_info(source)
+    return {
+        "info": {
+            "filename": info.filename,
+            "data": base64.b64encode(info.data).decode(),
+            "language": info.language,
+        },
+        "ranges": [{"start": {"line": r.start.line}, "end": {"line": r.end.line}} for r in ranges],
+    }

@@ -1,0 +1,311 @@
+"""The frontend ``dockerfile.v0`` for builds of the server: our Dockerfile frontend, fed by a client's session.
+
+Spec: moby/buildkit ``frontend/dockerui`` (attributes, contexts), ``frontend/dockerfile/builder``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from crossdock.builds.images import EngineImages
+from crossdock.builds.steps import shown
+from crossdock.dockerfile.contexts import (
+    GitContext,
+    HttpContext,
+    InputContext,
+    context_output,
+    is_archive,
+    local_source,
+)
+from crossdock.engine.cache.layerview import LayerView
+from crossdock.engine.cache.view import resolve
+from crossdock.engine.solver import OpContext
+from crossdock.errors import ContextError, NotSupported, UsageError
+from crossdock.image.platform import local_platform
+from crossdock.llb.graph import Node, Output
+from crossdock.llb.ops import FileAction, FileActionCopy, FileOp, OpMetadata
+from crossdock.progress.events import VertexWarning
+from crossdock.record import replace
+from crossdock.server.clientcalls import pull_upload
+from crossdock.server.results import ResultRef, Results, platform_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import TypeGuard
+
+    from crossdock.dockerfile.contexts import ContextSpec
+    from crossdock.dockerfile.convert.options import ConvertOptions, PlatformResult
+    from crossdock.dockerfile.lint import LintWarning
+    from crossdock.image.config import ImageConfig
+    from crossdock.server.jobs import Job
+
+__all__ = ["run_dockerfile"]
+
+_MAX_DOCKERFILE_BYTES = 2 << 20
+_SNIFFED_BYTES = 1024
+_UPLOAD_HOST = "buildkit-session"
+#: features a client may demand of the frontend
+_CAPS = frozenset(
+    [
+        "moby.buildkit.frontend.inputs",
+        "moby.buildkit.frontend.subrequests",
+        "moby.buildkit.frontend.contexts",
+    ]
+)
+
+
+def run_dockerfile(job: Job, attrs: Mapping[str, str], inputs: Mapping[str, Output | None]) -> Results:
+    """Convert a Dockerfile, or answer a question about it. Nothing of the result is made yet.
+
+    Raises: DockerfileError with the place; ContextError, UsageError, NotSupported; what resolving images raises.
+    """
+    _check_caps(attrs)
+    return _Frontend(job, attrs, inputs).run()
+
+
+def _check_caps(attrs: Mapping[str, str]) -> None:
+    for cap in filter(None, attrs.get("frontend.caps", "").split(",")):
+        # "+forward" asks that an image frontend be given the request, which ours does not need.
+        if cap.removesuffix("+forward") not in _CAPS:
+            summary = f"unsupported frontend capability {cap}"
+            raise NotSupported(summary)
+
+
+class _Frontend:
+    """One run."""
+
+    def __init__(self, job: Job, attrs: Mapping[str, str], inputs: Mapping[str, Output | None]) -> None:
+        self._job = job
+        self._attrs = dict(attrs)
+        self._inputs = inputs
+        self._filename = attrs.get("filename") or "Dockerfile"
+        self._local = attrs.get("dockerfilekey", "dockerfile")
+        #: vertex that stands for reading the Dockerfile; warnings belong to it
+        self._definition = ""
+        self._dockerfile_root: Path | None = None
+        sessions = {
+            k.removeprefix("local-sessionid:"): v
+            for k, v in attrs.items()
+            if k.startswith("local-sessionid:")
+        }
+        job.directories.owners.update(sessions)
+
+    def run(self) -> Results:
+        from crossdock.dockerfile.attrs import options_from_attrs
+
+        given = {k: InputContext(output=v, config=self._input_config(k)) for k, v in self._inputs.items()}
+        options = options_from_attrs(self._attrs, build_platforms=(local_platform(),), inputs=given)
+        options, data = self._load(options)
+        request = self._attrs.get("requestid", "")
+        images = EngineImages(self._job.engine, self._job.log, self._job.cancel, self._job.layouts)
+        if request:
+            from crossdock.dockerfile.subrequests import answer
+
+            found = answer(request, data, self._filename, options, images=images, context=self)
+            return Results.empty(found.metadata())
+        from crossdock.dockerfile.convert import convert
+        from crossdock.dockerfile.parser import parse
+
+        results = convert(parse(data, self._filename), options, images=images, context=self, warn=self._warn)
+        return _as_results(results, multi_platform=options.multi_platform)
+
+    def _input_config(self, name: str) -> ImageConfig | None:
+        """Inputs bring an image config in ``input-metadata:NAME``."""
+        from crossdock.image.config import ImageConfig
+
+        text = self._attrs.get(f"input-metadata:{name}", "")
+        if not text:
+            return None
+        try:
+            raw = json.loads(text).get("containerimage.config")
+        except (ValueError, AttributeError) as exc:
+            summary = f"failed to unmarshal input metadata of {name}"
+            raise UsageError(summary) from exc
+        if not raw:
+            return None
+        import base64
+
+        return ImageConfig.from_json(base64.b64decode(raw), f"input {name}")
+
+    # --- context and Dockerfile ---
+
+    def _load(self, options: ConvertOptions) -> tuple[ConvertOptions, bytes]:
+        """Find the main context and the Dockerfile."""
+        spec = self._main_context(options.main_context)
+        data: bytes | None = None
+        forced = "dockerfilekey" in self._attrs
+        if isinstance(spec, HttpContext):
+            file = self._read_output(context_output(spec), "/context") or b""
+            if is_archive(file[:_SNIFFED_BYTES]):
+                spec = HttpContext(url=spec.url, archive=True)
+            elif not forced:
+                data, self._filename = file, "context"
+        if data is None and not forced and "dockerfile" in self._inputs:
+            data = self._remote_dockerfile(self._inputs["dockerfile"])
+        if data is None and not forced and self._holds_dockerfile(spec):
+            data = self._remote_dockerfile(context_output(spec))
+        subdirectory = self._attrs.get("contextsubdir", "")
+        if subdirectory and spec is not None:
+            if not isinstance(spec, GitContext | HttpContext | InputContext):
+                summary = "contextsubdir is for remote contexts"
+                raise UsageError(summary)
+            spec = InputContext(output=_subdirectory(context_output(spec), subdirectory))
+        if data is None:
+            data = self._local_dockerfile()
+        if len(data) > _MAX_DOCKERFILE_BYTES:
+            summary = f"{self._filename} is larger than 2 MiB: not a Dockerfile"
+            raise ContextError(summary)
+        return replace(options, main_context=spec), data
+
+    def _holds_dockerfile(
+        self, spec: ContextSpec | None
+    ) -> TypeGuard[GitContext | HttpContext | InputContext]:
+        """Whether the Dockerfile is in a remote context; one that the client gave as an input comes alone."""
+        if isinstance(spec, InputContext):
+            return spec.output is None or spec.output is not self._inputs.get("context")
+        return isinstance(spec, GitContext | HttpContext)
+
+    def _main_context(self, spec: ContextSpec | None) -> ContextSpec | None:
+        """Replace a context that the client uploads by what it uploads."""
+        if not isinstance(spec, HttpContext) or urlsplit(spec.url).hostname != _UPLOAD_HOST:
+            return spec
+        directory = Path(tempfile.mkdtemp(prefix="crossdock-upload-", dir=self._job.engine.store.root))
+        self._job.on_close(lambda: _remove(directory))
+        name = f"upload-{urlsplit(spec.url).path.strip('/')}"
+        with shown(self._job.log, "[internal] load remote build context") as step:
+            path = directory / "context"
+            session = self._job.session(self._job.cancel)
+            with path.open("wb") as file:
+                pull_upload(session, urlsplit(spec.url).path, file, self._job.cancel)
+            size = path.stat().st_size
+            step.transferred("transferring context:", size)
+            with path.open("rb") as file:
+                archive = is_archive(file.read(_SNIFFED_BYTES))
+        self._job.directories.add(name, directory)
+        source = local_source(name, title="[internal] load uploaded build context", hint=name)
+        return InputContext(output=_unpacked(source) if archive else source)
+
+    def _remote_dockerfile(self, output: Output | None) -> bytes:
+        for name in self._names():
+            data = self._read_output(output, name)
+            if data is not None:
+                return data
+        summary = f"failed to read dockerfile: open {self._filename}: no such file or directory"
+        raise ContextError(summary)
+
+    def _local_dockerfile(self) -> bytes:
+        names = [*self._names(), f"{self._filename}.dockerignore"]
+        attrs = {
+            "local.followpaths": json.dumps(names),
+            "local.sharedkeyhint": self._local,
+            "local.differ": "none",
+        }
+        with shown(self._job.log, f"[internal] load build definition from {self._filename}") as step:
+            self._definition = step.digest
+            root = self._directory(self._local, attrs, step.digest)
+            self._dockerfile_root = root
+            for name in self._names():
+                data = _read(root, name)
+                if data is not None:
+                    return data
+            summary = f"failed to read dockerfile: open {self._filename}: no such file or directory"
+            raise ContextError(summary)
+
+    def _names(self) -> list[str]:
+        head, base = posixpath.split(self._filename)
+        return (
+            [self._filename, posixpath.join(head, "dockerfile")] if base == "Dockerfile" else [self._filename]
+        )
+
+    def _directory(self, name: str, attrs: Mapping[str, str], vertex: str) -> Path:
+        return self._job.directories(name, attrs, vertex, OpContext(self._job.cancel, self._job.log))
+
+    def _read_output(self, output: Output | None, path: str) -> bytes | None:
+        ref = self._job.solve_output(output)
+        return self._job.engine.read_file(
+            ref, "/" + path.lstrip("/"), cancel=self._job.cancel, sink=self._job.log
+        )
+
+    def read_file(self, path: str, *, local: str = "context") -> bytes | None:
+        """Return a file of the client's; ``None`` when there is none (``ContextFiles``)."""
+        if local == "dockerfile":
+            return _read(self._dockerfile_root, path) if self._dockerfile_root is not None else None
+        attrs = {
+            "local.followpaths": json.dumps([path]),
+            "local.sharedkeyhint": f"{local}-{path}",
+            "local.differ": "none",
+        }
+        title = f"[internal] load {path}" if local == "context" else f"[context {local}] load {path}"
+        with shown(self._job.log, title) as step:
+            return _read(self._directory(local, attrs, step.digest), path)
+
+    def _warn(self, warning: LintWarning) -> None:
+        self._job.log.emit(
+            VertexWarning(
+                vertex=self._definition,
+                level=1,
+                short=f"{warning.rule}: {warning.message}",
+                detail=(warning.description,),
+                url=warning.url,
+                source=warning.where,
+            )
+        )
+
+
+def _read(root: Path, path: str) -> bytes | None:
+    """Read a file of a received directory; links are followed inside it only."""
+    view = LayerView([root])
+    node = resolve(view, path, follow=True)
+    if node is None or not node.is_file:
+        return None
+    with os.fdopen(view.open(node), "rb") as file:
+        return file.read(_MAX_DOCKERFILE_BYTES + 1)
+
+
+def _remove(directory: Path) -> None:
+    with suppress(OSError):
+        (directory / "context").unlink()
+        directory.rmdir()
+
+
+def _unpacked(source: Output) -> Output:
+    """Return the files of an archive that was uploaded."""
+    copy = FileActionCopy(src="/context", dest="/", attempt_unpack=True)
+    action = FileAction(action=copy, input=-1, secondary_input=0, output=0)
+    metadata = OpMetadata(description={"llb.customname": "[internal] unpack build context"})
+    return Output(Node(FileOp((action,)), [source], metadata=metadata))
+
+
+def _subdirectory(source: Output | None, path: str) -> Output | None:
+    if source is None:
+        return None
+    copy = FileActionCopy(src=path, dest="/", dir_copy_contents=True)
+    action = FileAction(action=copy, input=-1, secondary_input=0, output=0)
+    return Output(Node(FileOp((action,)), [source]))
+
+
+def _as_results(results: Sequence[PlatformResult], *, multi_platform: bool) -> Results:
+    """Put conversions into BuildKit's form: file systems by platform, the rest as metadata."""
+    metadata: dict[str, bytes] = {}
+    listed = []
+    refs: dict[str, ResultRef | None] = {}
+    for result in results:
+        platform = result.platform.normalised()
+        name = str(platform)
+        suffix = f"/{name}" if multi_platform else ""
+        metadata[f"containerimage.config{suffix}"] = result.config.to_json()
+        if result.base_config is not None:
+            metadata[f"containerimage.base.config{suffix}"] = result.base_config.to_json()
+        if result.epoch is not None:
+            metadata[f"source.date.epoch{suffix}"] = str(result.epoch).encode()
+        refs[name if multi_platform else ""] = ResultRef(result.output) if result.output is not None else None
+        listed.append({"ID": name, "Platform": platform_json(platform)})
+    metadata["refs.platforms"] = json.dumps({"Platforms": listed}, separators=(",", ":")).encode()
+    return Results(refs, metadata, single=not multi_platform)

@@ -1,0 +1,333 @@
+"""``moby.buildkit.v1.frontend.LLBBridge``: what a frontend, or a client in its place, asks of a running build.
+
+Spec: moby/buildkit ``frontend/gateway/pb/gateway.proto``, ``frontend/gateway/gateway.go``; the build is named by the
+metadata ``buildkit-controlapi-buildid``.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from crossdock.buildkit.proto import gateway_pb2, stat_pb2
+from crossdock.buildkit.session.tree import go_mode
+from crossdock.builds.images import EngineImages
+from crossdock.errors import (
+    NotSupported,
+    Position,
+    SolveError,
+    SourceFile,
+    SourceRange,
+    UsageError,
+)
+from crossdock.image.platform import local_platform
+from crossdock.image.reference import parse_reference
+from crossdock.progress.events import VertexWarning
+from crossdock.server.caps import FRONTEND_CAPS, LLB_CAPS, as_messages
+from crossdock.server.failures import ClientFailure, Missing, answering
+from crossdock.server.results import Results, platform_from_pb
+from crossdock.server.runner import solve_request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from crossdock.engine.cache.refs import Ref
+    from crossdock.engine.facade import FileInfo
+    from crossdock.image.platform import Platform
+    from crossdock.server.jobs import Job
+    from crossdock.server.workers import Worker
+
+__all__ = ["LLBBridge", "handlers"]
+
+_BUILD = "buildkit-controlapi-buildid"
+_MAX_READ = 16 << 20
+_LOCAL_MODES = {"": "default", "default": "default", "pull": "pull", "local": "local"}
+
+pb = gateway_pb2
+
+
+def _missing(path: str) -> Missing:
+    return Missing(f"open {path}: no such file or directory")
+
+
+class LLBBridge:
+    """The service's methods; ``find`` gives the build that a call is about."""
+
+    def __init__(self, find: Callable[[grpc.ServicerContext], Job], worker: Worker) -> None:
+        self._find = find
+        self._worker = worker
+
+    # --- solving ---
+
+    def ping(self, _request: pb.PingRequest, context: grpc.ServicerContext) -> pb.PongResponse:
+        """Tell what there is, once the build is known."""
+        with answering(context):
+            self._find(context)
+            return pb.PongResponse(
+                FrontendAPICaps=as_messages(FRONTEND_CAPS),
+                LLBCaps=as_messages(LLB_CAPS),
+                Workers=[self._worker.record()],
+            )
+
+    def solve(self, request: pb.SolveRequest, context: grpc.ServicerContext) -> pb.SolveResponse:
+        """Run a frontend or take a definition; results are made when they are needed."""
+        with answering(context):
+            job = self._find(context)
+            if request.SourcePolicies:
+                summary = "source policies are not supported by this server"
+                raise NotSupported(summary)
+            results = solve_request(
+                job,
+                frontend=request.Frontend,
+                attrs=request.FrontendOpt,
+                definition=request.Definition,
+                inputs=request.FrontendInputs,
+            )
+            if request.Evaluate:
+                job.solve(results.all_refs())
+            if not results.single and not request.allowResultReturn:
+                summary = "solve did not return default result"
+                raise UsageError(summary)
+            response = pb.SolveResponse(result=results.to_pb(arrays=request.allowResultArrayRef))
+            if not request.allowResultReturn:
+                only = results.refs.get("")
+                response.ref = only.id if only is not None else ""
+            if request.Final:
+                job.returned(results)
+            return response
+
+    def evaluate(self, request: pb.EvaluateRequest, context: grpc.ServicerContext) -> pb.EvaluateResponse:
+        """Make a result."""
+        with answering(context):
+            job = self._find(context)
+            job.solve([job.find(request.Ref)])
+            return pb.EvaluateResponse()
+
+    def give_back(self, request: pb.ReturnRequest, context: grpc.ServicerContext) -> pb.ReturnResponse:
+        """Take the client's result, which ends its part of the build."""
+        with answering(context):
+            job = self._find(context)
+            if request.HasField("error"):
+                job.returned(ClientFailure(request.error))
+            elif request.HasField("result"):
+                if request.result.attestations:
+                    summary = "attestations of frontends are not supported by this server yet"
+                    raise NotSupported(summary)
+                job.returned(Results.from_pb(request.result, job.known()))
+            else:
+                job.returned(Results.empty())
+            return pb.ReturnResponse()
+
+    def inputs(self, _request: pb.InputsRequest, context: grpc.ServicerContext) -> pb.InputsResponse:
+        """Give the definitions that the build request brought."""
+        with answering(context):
+            return pb.InputsResponse(Definitions=dict(self._find(context).request.FrontendInputs))
+
+    def warn(self, request: pb.WarnRequest, context: grpc.ServicerContext) -> pb.WarnResponse:
+        """Attach a warning to a vertex."""
+        with answering(context):
+            source = None
+            if request.ranges:
+                file = SourceFile(request.info.filename, request.info.data.decode("utf-8", "surrogateescape"))
+                start = min(Position(r.start.line, r.start.character) for r in request.ranges)
+                end = max(Position(r.end.line, r.end.character) for r in request.ranges)
+                source = SourceRange(file, start, end)
+            self._find(context).log.emit(
+                VertexWarning(
+                    vertex=request.digest,
+                    level=request.level,
+                    short=request.short.decode(errors="replace"),
+                    detail=tuple(d.decode(errors="replace") for d in request.detail),
+                    url=request.url,
+                    source=source,
+                )
+            )
+            return pb.WarnResponse()
+
+    # --- looking ---
+
+    def resolve_image(
+        self, request: pb.ResolveImageConfigRequest, context: grpc.ServicerContext
+    ) -> pb.ResolveImageConfigResponse:
+        """Find an image's digest and config."""
+        with answering(context):
+            job = self._find(context)
+            if request.SourcePolicies:
+                summary = "source policies are not supported by this server"
+                raise NotSupported(summary)
+            platform = (
+                platform_from_pb(request.Platform) if request.HasField("Platform") else local_platform()
+            )
+            images = EngineImages(job.engine, job.log, job.cancel, job.layouts)
+            name = request.LogName or f"resolve image config for {request.Ref}"
+            if request.ResolverType == 1:
+                found = images.resolve_oci_layout(
+                    request.Ref, store=request.StoreID, platform=platform, log_name=name
+                )
+            else:
+                found = self._resolve(images, request.Ref, platform, request.ResolveMode, name)
+            return pb.ResolveImageConfigResponse(Digest=found.digest, Config=found.config, Ref=request.Ref)
+
+    def resolve_source(
+        self, request: pb.ResolveSourceMetaRequest, context: grpc.ServicerContext
+    ) -> pb.ResolveSourceMetaResponse:
+        """Find what an image reference means; other sources cannot be asked yet."""
+        with answering(context):
+            job = self._find(context)
+            if request.SourcePolicies:
+                summary = "source policies are not supported by this server"
+                raise NotSupported(summary)
+            scheme, _, rest = request.Source.identifier.partition("://")
+            if not rest:
+                summary = "source is required"
+                raise UsageError(summary)
+            response = pb.ResolveSourceMetaResponse(Source=request.Source)
+            name = request.LogName or f"resolve image config for {request.Source.identifier}"
+            platform = (
+                platform_from_pb(request.Platform) if request.HasField("Platform") else local_platform()
+            )
+            images = EngineImages(job.engine, job.log, job.cancel, job.layouts)
+            if request.Image.AttestationChain or request.Image.ResolveAttestations:
+                summary = "chains of attestations are not resolved by this server yet"
+                raise NotSupported(summary)
+            if scheme == "docker-image":
+                found = self._resolve(images, rest, platform, request.ResolveMode, name)
+                response.Image.Digest = found.digest
+                if not request.Image.NoConfig:
+                    response.Image.Config = found.config
+            elif scheme == "oci-layout":
+                store = request.Source.attrs.get("oci.store", "")
+                found = images.resolve_oci_layout(rest, store=store, platform=platform, log_name=name)
+                response.Image.Digest, response.Image.Config = found.digest, found.config
+            elif scheme in ("git", "http", "https"):
+                summary = f"metadata of {scheme} sources is not resolved by this server yet"
+                raise NotSupported(summary)
+            return response
+
+    @staticmethod
+    def _resolve(images: EngineImages, ref: str, platform: Platform, mode: str, name: str) -> Any:
+        if mode not in _LOCAL_MODES:
+            summary = f"invalid image resolve mode {mode!r}"
+            raise UsageError(summary)
+        return images.resolve_image(
+            str(parse_reference(ref).with_default_tag()),
+            platform=platform,
+            mode=_LOCAL_MODES[mode],
+            log_name=name,
+        )
+
+    def read_file(self, request: pb.ReadFileRequest, context: grpc.ServicerContext) -> pb.ReadFileResponse:
+        """Read a file of a result, or a part of it."""
+        with answering(context):
+            job, ref = self._made(request.Ref, context)
+            data = job.engine.read_file(ref, request.FilePath, cancel=job.cancel, sink=job.log)
+            if data is None:
+                raise _missing(request.FilePath)
+            start = max(0, request.Range.Offset)
+            length = request.Range.Length or len(data)
+            data = data[start : start + max(0, length)]
+            if len(data) > _MAX_READ:
+                summary = f"{request.FilePath} is larger than a message may be: read it in parts"
+                raise SolveError(summary)
+            return pb.ReadFileResponse(Data=data)
+
+    def read_dir(self, request: pb.ReadDirRequest, context: grpc.ServicerContext) -> pb.ReadDirResponse:
+        """List a directory of a result."""
+        with answering(context):
+            job, ref = self._made(request.Ref, context)
+            entries = job.engine.read_dir(ref, request.DirPath, cancel=job.cancel, sink=job.log)
+            if entries is None:
+                raise _missing(request.DirPath)
+            pattern = request.IncludePattern
+            return pb.ReadDirResponse(
+                entries=[_stat(e) for e in entries if not pattern or fnmatchcase(e.name, pattern)]
+            )
+
+    def stat_file(self, request: pb.StatFileRequest, context: grpc.ServicerContext) -> pb.StatFileResponse:
+        """Describe a path of a result."""
+        with answering(context):
+            job, ref = self._made(request.Ref, context)
+            found = job.engine.stat(ref, request.Path, cancel=job.cancel, sink=job.log)
+            if found is None:
+                raise _missing(request.Path)
+            return pb.StatFileResponse(stat=_stat(found))
+
+    def _made(self, name: str, context: grpc.ServicerContext) -> tuple[Job, Ref]:
+        job = self._find(context)
+        return job, job.solve([job.find(name)])[0]
+
+    # --- containers ---
+
+    def refuse_container(self, _request: object, context: grpc.ServicerContext) -> Any:
+        """Say that there are no interactive containers."""
+        with answering(context):
+            summary = "interactive containers are not supported by this server yet"
+            raise NotSupported(summary)
+
+
+def _stat(info: FileInfo) -> stat_pb2.Stat:
+    return stat_pb2.Stat(
+        path=info.name,
+        mode=go_mode(info.mode),
+        uid=info.uid,
+        gid=info.gid,
+        size=info.size,
+        modTime=info.mtime_ns,
+        linkname=info.target,
+    )
+
+
+def build_id(context: grpc.ServicerContext) -> str:
+    """Return which build a call is about. Raises: UsageError."""
+    for key, value in context.invocation_metadata():
+        if key == _BUILD:
+            return value.decode() if isinstance(value, bytes) else value
+    summary = "no buildid found in context"
+    raise UsageError(summary)
+
+
+def handlers(bridge: LLBBridge) -> grpc.GenericRpcHandler[Any, Any]:
+    """Return the service for a gRPC server."""
+
+    def unary(method: Any, request: Any, response: Any) -> Any:
+        return grpc.unary_unary_rpc_method_handler(
+            method, request_deserializer=request.FromString, response_serializer=response.SerializeToString
+        )
+
+    def refuse_stream(_messages: Iterator[object], context: grpc.ServicerContext) -> Iterator[pb.ExecMessage]:
+        bridge.refuse_container(None, context)
+        yield from ()
+
+    refuse = bridge.refuse_container
+    return grpc.method_handlers_generic_handler(
+        "moby.buildkit.v1.frontend.LLBBridge",
+        {
+            "Ping": unary(bridge.ping, pb.PingRequest, pb.PongResponse),
+            "Solve": unary(bridge.solve, pb.SolveRequest, pb.SolveResponse),
+            "Evaluate": unary(bridge.evaluate, pb.EvaluateRequest, pb.EvaluateResponse),
+            "Return": unary(bridge.give_back, pb.ReturnRequest, pb.ReturnResponse),
+            "Inputs": unary(bridge.inputs, pb.InputsRequest, pb.InputsResponse),
+            "Warn": unary(bridge.warn, pb.WarnRequest, pb.WarnResponse),
+            "ResolveImageConfig": unary(
+                bridge.resolve_image, pb.ResolveImageConfigRequest, pb.ResolveImageConfigResponse
+            ),
+            "ResolveSourceMeta": unary(
+                bridge.resolve_source, pb.ResolveSourceMetaRequest, pb.ResolveSourceMetaResponse
+            ),
+            "ReadFile": unary(bridge.read_file, pb.ReadFileRequest, pb.ReadFileResponse),
+            "ReadDir": unary(bridge.read_dir, pb.ReadDirRequest, pb.ReadDirResponse),
+            "StatFile": unary(bridge.stat_file, pb.StatFileRequest, pb.StatFileResponse),
+            "NewContainer": unary(refuse, pb.NewContainerRequest, pb.NewContainerResponse),
+            "ReleaseContainer": unary(refuse, pb.ReleaseContainerRequest, pb.ReleaseContainerResponse),
+            "ReadFileContainer": unary(refuse, pb.ReadFileRequest, pb.ReadFileResponse),
+            "ReadDirContainer": unary(refuse, pb.ReadDirRequest, pb.ReadDirResponse),
+            "StatFileContainer": unary(refuse, pb.StatFileRequest, pb.StatFileResponse),
+            "ExecProcess": grpc.stream_stream_rpc_method_handler(
+                refuse_stream,
+                request_deserializer=pb.ExecMessage.FromString,
+                response_serializer=pb.ExecMessage.SerializeToString,
+            ),
+        },
+    )

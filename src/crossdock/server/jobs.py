@@ -1,0 +1,272 @@
+"""Builds under way: what one ``Control.Solve`` needs and what is asked of it meanwhile.
+
+A job has its own scope of the engine, its own directories, logins and agents; vertices that jobs have in common are
+solved once.
+
+Spec: moby/buildkit ``solver/jobs.go``, ``solver/llbsolver/solver.go``, ``control/gateway/gateway.go``.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from crossdock.builds.locate import locate
+from crossdock.cancel import CancelToken
+from crossdock.engine.cache.refs import SCRATCH
+from crossdock.engine.facade import SolveInputs
+from crossdock.errors import Cancelled, CrossdockError, UsageError
+from crossdock.server.clientcalls import ClientAgents, ClientCredentials, get_secret
+from crossdock.server.clientstore import ClientLayouts
+from crossdock.server.failures import Missing
+from crossdock.server.locals import ClientDirectories
+from crossdock.server.sessions import SessionLost
+from crossdock.server.statuslog import StatusLog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from crossdock.buildkit.proto import control_pb2
+    from crossdock.engine.cache.refs import Ref
+    from crossdock.engine.facade import Engine
+    from crossdock.llb.graph import Output
+    from crossdock.registry import RegistryClient, RegistryConfig
+    from crossdock.secret import Secret
+    from crossdock.server.results import ResultRef, Results
+    from crossdock.server.sessions import ClientSession, SessionManager
+
+__all__ = ["Job", "Jobs"]
+
+#: seconds that calls about a build wait for it to be announced
+_ARRIVAL_S = 5.0
+#: a step shared with a client that left is taken up again, at most so often
+_RETRIES = 3
+
+
+class Job:
+    """One build. Safe from any thread."""
+
+    def __init__(
+        self,
+        ref: str,
+        *,
+        engine: Engine,
+        sessions: SessionManager,
+        session_id: str,
+        registry: RegistryConfig,
+        allow: frozenset[str],
+        request: control_pb2.SolveRequest,
+    ) -> None:
+        self.ref = ref
+        self.session_id = session_id
+        self.request = request
+        self.allow = allow
+        self.cancel = CancelToken()
+        self.log = StatusLog()
+        self.sessions = sessions
+        self.created_ns = time.time_ns()
+        self._registry = registry
+        self._stack = ExitStack()
+        self.engine = engine.scope(self._client)
+        self._stack.callback(self.engine.close)
+        self.directories = ClientDirectories(self.engine, sessions, session_id)
+        self._stack.callback(self.directories.close)
+        self._agents = ClientAgents(lambda: self.session(self.cancel), self.cancel)
+        self._stack.callback(self._agents.close)
+        self.layouts = ClientLayouts(sessions, session_id, self.cancel)
+        # Guards what follows; notified when the result is there.
+        self._changed = threading.Condition()
+        self._refs: dict[str, ResultRef] = {}
+        self._solving: set[str] = set()
+        self._returned: Results | CrossdockError | None = None
+
+    def session(self, cancel: CancelToken) -> ClientSession:
+        """Return the client's session. Raises: SessionLost; the token's cause."""
+        return self.sessions.get(self.session_id, cancel)
+
+    def close(self) -> None:
+        """Give up what the build held; its status stays readable for those who have it."""
+        self.cancel.cancel(Cancelled("the build is over"))
+        self.log.finish()
+        self._stack.close()
+
+    def on_close(self, callback: Callable[[], object]) -> None:
+        """Have something done when the build is over."""
+        self._stack.callback(callback)
+
+    # --- results ---
+
+    def remember(self, results: Results) -> Results:
+        """Keep the file systems of a result, so that later calls can name them."""
+        with self._changed:
+            for ref in results.all_refs():
+                self._refs[ref.id] = ref
+        return results
+
+    def known(self) -> Mapping[str, ResultRef]:
+        """Return the file systems of all results so far."""
+        with self._changed:
+            return dict(self._refs)
+
+    def find(self, name: str) -> ResultRef:
+        """Return a file system by its id. Raises: UsageError."""
+        with self._changed:
+            found = self._refs.get(name)
+        if found is None:
+            summary = f"no such ref: {name}" if name else "empty ref"
+            raise UsageError(summary)
+        return found
+
+    def solve(self, refs: Sequence[ResultRef]) -> list[Ref]:
+        """Make file systems that are not made yet, together. Raises: as ``Engine.solve``, with places."""
+        mine = self._claim(refs)
+        try:
+            if mine:
+                solved = self._solve([ref.output for ref in mine])
+                for ref, done in zip(mine, solved, strict=True):
+                    ref.ref = done
+        finally:
+            with self._changed:
+                self._solving -= {ref.id for ref in mine}
+                self._changed.notify_all()
+        return [ref.ref if ref.ref is not None else SCRATCH for ref in refs]
+
+    def solve_output(self, output: Output | None) -> Ref:
+        """Make one file system. Raises: as :meth:`solve`."""
+        return self._solve([output])[0]
+
+    def inputs(self) -> SolveInputs:
+        """Return what a solve may ask of the client."""
+        return SolveInputs(
+            secrets=self._secret,
+            ssh=self._agents.get,
+            allow=self.allow,
+            fetch_local=self.directories,
+            layouts=self.layouts,
+        )
+
+    def _claim(self, refs: Sequence[ResultRef]) -> list[ResultRef]:
+        """Return those that this caller is to solve; waits for those that another one solves."""
+        with self.cancel.waking(self._wake), self._changed:
+            while any(ref.id in self._solving for ref in refs):
+                self.cancel.check()
+                self._changed.wait()
+            mine = [ref for ref in {r.id: r for r in refs}.values() if ref.ref is None]
+            self._solving |= {ref.id for ref in mine}
+            return mine
+
+    def _solve(self, outputs: list[Output | None]) -> list[Ref]:
+        for attempt in range(_RETRIES):
+            try:
+                return self.engine.solve(outputs, inputs=self.inputs(), sink=self.log, cancel=self.cancel)
+            except SessionLost as exc:
+                # A step that was shared lost the client it had begun with: ours takes it up.
+                if exc.session_id == self.session_id or attempt + 1 == _RETRIES:
+                    raise
+            except CrossdockError as exc:
+                locate(exc, outputs, self.log.failed)
+                raise
+        raise AssertionError  # the loop returns or raises
+
+    def _secret(self, name: str) -> Secret | None:
+        return get_secret(self.session(self.cancel), name, self.cancel)
+
+    def _client(self, cancel: CancelToken) -> RegistryClient:
+        from crossdock.registry import Credentials, RegistryClient
+
+        credentials = ClientCredentials(self.session) if self.session_id else Credentials.none()
+        return RegistryClient(config=self._registry, credentials=credentials, cancel=cancel)
+
+    # --- the client as frontend ---
+
+    def returned(self, outcome: Results | CrossdockError) -> None:
+        """Take the result of a client that is its own frontend. Raises: UsageError the second time."""
+        with self._changed:
+            if self._returned is not None:
+                summary = "gateway result is already set"
+                raise UsageError(summary)
+            self._returned = outcome
+            self._changed.notify_all()
+
+    def wait_returned(self) -> Results:
+        """Wait for the client's result. Raises: its error; the token's cause."""
+        with self.cancel.waking(self._wake), self._changed:
+            while self._returned is None:
+                self.cancel.check()
+                self._changed.wait()
+            if isinstance(self._returned, CrossdockError):
+                raise self._returned
+            return self._returned
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+
+class Jobs:
+    """The builds under way, by name."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        # Guards what follows; notified when a job comes or goes.
+        self._changed = threading.Condition()
+        self._jobs: dict[str, Job] = {}
+        self._closing = False
+
+    def add(self, make: Callable[[], Job], ref: str) -> Job:
+        """Announce a build. Raises: UsageError when one of that name is under way; Cancelled at the end."""
+        with self._changed:
+            if self._closing:
+                summary = "the daemon is shutting down"
+                raise Cancelled(summary)
+            if not ref or ref in self._jobs:
+                summary = f"job ID {ref} exists" if ref else "the build has no reference"
+                raise UsageError(summary)
+            job = self._jobs[ref] = make()
+            self._changed.notify_all()
+            return job
+
+    def remove(self, job: Job) -> None:
+        """End a build: give up what it held."""
+        with self._changed:
+            if self._jobs.get(job.ref) is job:
+                del self._jobs[job.ref]
+            self._changed.notify_all()
+        job.close()
+        with self._changed:
+            if not self._jobs:
+                self._engine.forget()
+
+    def get(self, ref: str, *, active: Callable[[], bool], wait_s: float = _ARRIVAL_S) -> Job:
+        """Return a build, waiting a few seconds for one that is about to be announced.
+
+        Raises: Missing.
+        """
+        deadline = time.monotonic() + wait_s
+        with self._changed:
+            while (job := self._jobs.get(ref)) is None:
+                left = deadline - time.monotonic()
+                if left <= 0 or not ref or self._closing or not active():
+                    summary = f"no such job {ref}"
+                    raise Missing(summary)
+                self._changed.wait(left)
+            return job
+
+    def all(self) -> list[Job]:
+        """Return the builds under way."""
+        with self._changed:
+            return list(self._jobs.values())
+
+    def close(self, timeout_s: float) -> bool:
+        """Cancel every build and wait for them to end; False when some have not by then."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            for job in self._jobs.values():
+                job.cancel.cancel(Cancelled("the daemon is shutting down"))
+            return self._changed.wait_for(lambda: not self._jobs, timeout_s)
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(self.all())

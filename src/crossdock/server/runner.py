@@ -1,0 +1,113 @@
+"""Carry out one solve request: frontend, results, outputs.
+
+Spec: moby/buildkit ``solver/llbsolver/solver.go`` (Solve), ``solver/llbsolver/bridge.go``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from crossdock.errors import NotSupported, UsageError
+from crossdock.image.reference import parse_reference
+from crossdock.server.export import check_outputs, export_results, frontend_metadata, specs_of
+from crossdock.server.results import ResultRef, Results, decode_output, platforms_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from crossdock.buildkit.proto import ops_pb2
+    from crossdock.server.jobs import Job
+
+__all__ = ["check_request", "run_job", "solve_request"]
+
+_OURS = frozenset(["docker.io/docker/dockerfile", "docker.io/docker/dockerfile-upstream"])
+
+
+def check_request(job: Job) -> None:
+    """Refuse what would otherwise be ignored. Raises: NotSupported naming the field; UsageError."""
+    request = job.request
+    for field, why in (
+        ("SourcePolicy", "source policies"),
+        ("EnableSessionExporter", "outputs chosen by the client after the build"),
+        ("SourcePolicySession", "source policies of the client"),
+        ("ProxyNetwork", "networks by proxy"),
+    ):
+        value = getattr(request, field)
+        if request.HasField(field) if field == "SourcePolicy" else value:
+            summary = f"{why} are not supported by this server"
+            raise NotSupported(summary)
+    for kind in ("sbom", "provenance"):
+        params = request.FrontendAttrs.get(f"attest:{kind}")
+        # buildx adds provenance by itself where it may be inline; only what a user asked for is refused.
+        if params is not None and "inline-only=true" not in params and "disabled=true" not in params:
+            summary = f"attestations ({kind}) are not made by this server yet"
+            raise NotSupported(summary, hint=f"build with --{kind}=false")
+    for entry in request.Cache.Exports:
+        if entry.Type != "inline":
+            summary = f"cache export of the type {entry.Type} is not supported by this server yet"
+            raise NotSupported(summary)
+    check_outputs(specs_of(request))
+
+
+def run_job(job: Job) -> dict[str, str]:
+    """Solve, export; returns the exporters' response. Raises: all that a build can fail with."""
+    request = job.request
+    check_request(job)
+    if request.Frontend or request.Definition.ByteSize():
+        results = solve_request(
+            job,
+            frontend=request.Frontend,
+            attrs=request.FrontendAttrs,
+            definition=request.Definition,
+            inputs=request.FrontendInputs,
+        )
+    else:
+        results = job.wait_returned()
+    job.solve(results.all_refs())
+    response = frontend_metadata(results.metadata)
+    specs = specs_of(request)
+    if specs:
+        response.update(export_results(job, platforms_of(results), specs, multi_platform=not results.single))
+    return response
+
+
+def solve_request(
+    job: Job,
+    *,
+    frontend: str,
+    attrs: Mapping[str, str],
+    definition: ops_pb2.Definition | None,
+    inputs: Mapping[str, ops_pb2.Definition],
+) -> Results:
+    """Run a frontend, or take a definition; nothing of the result is made yet.
+
+    Raises: UsageError, NotSupported, DockerfileError; what resolving images raises.
+    """
+    if definition is not None and definition.ByteSize():
+        if frontend:
+            summary = f"cannot solve with both Definition and Frontend specified: {frontend}"
+            raise UsageError(summary)
+        return job.remember(Results.of(decode_output(definition)))
+    if not frontend:
+        return job.remember(Results({"": ResultRef(None)}, single=True))
+    if frontend == "gateway.v0":
+        _check_source(attrs.get("source", ""))
+    elif frontend != "dockerfile.v0":
+        summary = f"invalid frontend: {frontend}"
+        raise UsageError(summary, hint="this server has dockerfile.v0 and gateway.v0")
+    from crossdock.server.frontend import run_dockerfile
+
+    given = {name: decode_output(value) for name, value in inputs.items()}
+    return job.remember(run_dockerfile(job, attrs, given))
+
+
+def _check_source(source: str) -> None:
+    """Serve the official frontend's images by our own frontend; others cannot be run yet."""
+    if source == "dockerfile.v0":
+        return
+    if not source:
+        summary = "no source specified for gateway"
+        raise UsageError(summary)
+    if parse_reference(source).repository not in _OURS:
+        summary = f"the frontend image {source} cannot be run: only docker/dockerfile is served, by Crossdock itself"
+        raise NotSupported(summary)
