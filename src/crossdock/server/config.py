@@ -123,7 +123,7 @@ class _Section:
         value = self._data.get(key, default)
         if type(value) is not kind:
             self.fail(key, f"expected {_KINDS[kind]}, not {value!r}")
-        return cast("_T", value)
+        return value
 
     def texts(self, key: str) -> tuple[str, ...]:
         """Return a list of strings."""
