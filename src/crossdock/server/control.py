@@ -99,7 +99,7 @@ class Control:
                 yield from recorded
                 return
             try:
-                job = self._daemon.jobs.get(request.Ref, active=context.is_active)
+                job = self._daemon.jobs.get(request.Ref, active=context.is_active, ended=True)
             except Missing:
                 recorded = self._daemon.history.status(request.Ref)
                 if recorded is None:

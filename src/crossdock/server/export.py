@@ -71,7 +71,7 @@ def check_outputs(specs: Sequence[ExporterSpec]) -> None:
             parse_files(spec, None)
         else:
             attrs = {k: v for k, v in spec.attrs.items() if k != "tar"}
-            check_exporters([ExporterSpec(spec.type, attrs, _Nowhere())], multi_platform=True)
+            check_exporters([ExporterSpec(spec.type, attrs, _Nowhere())], multi_platform=False)
 
 
 class _Nowhere:

@@ -16,17 +16,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import grpc
 
 from crossdock.errors import (
-    AuthError,
     Cancelled,
     CrossdockError,
     DockerfileError,
     InternalError,
-    NotFoundError,
     NotSupported,
     SolveError,
     StepFailed,
     StoreFull,
-    UsageError,
 )
 from crossdock.server.statuslog import source_info
 
@@ -60,14 +57,12 @@ class ClientFailure(CrossdockError):
         self.status = status
 
 
+# Go's clients print any code but UNKNOWN before the message: only those that say something are used.
 _CODES: tuple[tuple[type[BaseException], str], ...] = (
     (Cancelled, "CANCELLED"),
     (NotSupported, "UNIMPLEMENTED"),
     (StoreFull, "RESOURCE_EXHAUSTED"),
-    (UsageError, "INVALID_ARGUMENT"),
-    (AuthError, "PERMISSION_DENIED"),
     (Missing, "NOT_FOUND"),
-    (NotFoundError, "NOT_FOUND"),
     (InternalError, "INTERNAL"),
 )
 

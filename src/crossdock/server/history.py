@@ -132,8 +132,8 @@ class History:
     def _put_error(self, record: Record, error: CrossdockError) -> None:
         status = status_of(error)
         record.externalError.CopyFrom(self._put(status.SerializeToString(), _ERROR))
-        del status.details[:]
         record.error.ParseFromString(status.SerializeToString())
+        del record.error.details[:]
 
     # --- reading ---
 

@@ -8,6 +8,7 @@ Spec: moby/buildkit ``solver/jobs.go``, ``solver/llbsolver/solver.go``, ``contro
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from contextlib import ExitStack
@@ -41,6 +42,8 @@ __all__ = ["Job", "Jobs"]
 
 #: seconds that calls about a build wait for it to be announced
 _ARRIVAL_S = 5.0
+#: seconds that a build is known after its end
+_KEPT_S = 10.0
 #: a step shared with a client that left is taken up again, at most so often
 _RETRIES = 3
 
@@ -167,8 +170,15 @@ class Job:
                     raise
             except CrossdockError as exc:
                 locate(exc, outputs, self.log.failed)
+                self._hide_paths(exc)
                 raise
         raise AssertionError  # the loop returns or raises
+
+    def _hide_paths(self, error: CrossdockError) -> None:
+        """Name the client's directory rather than where it is kept here."""
+        kept = re.compile(rf" ?{re.escape(str(self.engine.store.root))}/mounts/\S*")
+        error.hint = kept.sub("", error.hint) if error.hint else error.hint
+        error.summary = kept.sub("", error.summary)
 
     def _secret(self, name: str) -> Secret | None:
         return get_secret(self.session(self.cancel), name, self.cancel)
@@ -213,6 +223,8 @@ class Jobs:
         # Guards what follows; notified when a job comes or goes.
         self._changed = threading.Condition()
         self._jobs: dict[str, Job] = {}
+        #: builds just over, with when they ended: who asks for their progress may be a little late
+        self._ended: dict[str, tuple[float, Job]] = {}
         self._closing = False
 
     def add(self, make: Callable[[], Job], ref: str) -> Job:
@@ -233,22 +245,28 @@ class Jobs:
         with self._changed:
             if self._jobs.get(job.ref) is job:
                 del self._jobs[job.ref]
+                now = time.monotonic()
+                kept = {r: e for r, e in self._ended.items() if now - e[0] < _KEPT_S}
+                self._ended = {**kept, job.ref: (now, job)}
             self._changed.notify_all()
         job.close()
         with self._changed:
             if not self._jobs:
                 self._engine.forget()
 
-    def get(self, ref: str, *, active: Callable[[], bool], wait_s: float = _ARRIVAL_S) -> Job:
-        """Return a build, waiting a few seconds for one that is about to be announced.
+    def get(self, ref: str, *, active: Callable[[], bool], ended: bool = False) -> Job:
+        """Return a build, waiting a few seconds for one that is about to be announced; with ``ended``, one just over too.
 
         Raises: Missing.
         """
-        deadline = time.monotonic() + wait_s
+        deadline = time.monotonic() + _ARRIVAL_S
         with self._changed:
             while (job := self._jobs.get(ref)) is None:
+                over = self._ended.get(ref)
+                if over is not None and ended:
+                    return over[1]
                 left = deadline - time.monotonic()
-                if left <= 0 or not ref or self._closing or not active():
+                if over is not None or left <= 0 or not ref or self._closing or not active():
                     summary = f"no such job {ref}"
                     raise Missing(summary)
                 self._changed.wait(left)
