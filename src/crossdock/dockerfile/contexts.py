@@ -241,7 +241,8 @@ def _unpacked(file: Output) -> Output:
 
 def is_archive(header: bytes) -> bool:
     """Return whether the first 1024 bytes of a file are those of a tar, possibly compressed."""
-    if header.startswith((b"BZh", b"\x1f\x8b\x08", b"\xfd7zXZ\x00")):
+    # zstd is not BuildKit's, but no Dockerfile starts like that.
+    if header.startswith((b"BZh", b"\x1f\x8b\x08", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")):
         return True
     if len(header) < 512:
         return False

@@ -186,12 +186,20 @@ class GitSolverOp(BaseOp):
                 if keep:
                     at.run("remote", "add", "origin", redact(self._remote))
                 if submodules and (work / ".gitmodules").exists():
-                    at.run("-c", f"remote.origin.url={self._remote}", "submodule", "update", "-q", "--init", "--recursive",
-                           "--depth=1")  # fmt: skip
+                    self._submodules(at)
             except GitFailed as exc:
                 msg = f"failed to check out {commit}: {exc}"
                 raise self._error(msg) from exc
             self._take(work, target, keep=keep, mtime=self._commit_time(at, commit))
+
+    def _submodules(self, at: Git) -> None:
+        update = (
+            *("-c", f"remote.origin.url={self._remote}"),
+            *("submodule", "update", "-q", "--init", "--recursive", "--force"),
+        )
+        # Not every server gives out parts of the history.
+        if not at.succeeds(*update, "--depth=1"):
+            at.run(*update)
 
     def _take(self, work: Path, target: Path, *, keep: bool, mtime: int | None) -> None:
         root = work / self._subdir if self._subdir else work
@@ -224,10 +232,8 @@ class GitSolverOp(BaseOp):
             scheme_host = "{0.scheme}://{0.netloc}/".format(urlsplit(self._remote))
             git.set_header(scheme_host, header)
         if "ssh" in self._remote.partition(":")[0] or "@" in self._remote.partition(":")[0]:
-            known = home / "known_hosts"
-            known.write_text(self._attrs.get("git.knownsshhosts", ""))
             agent = self.env.ssh(self._attrs.get("git.mountsshsock") or "default")
-            git.set_ssh(known if known.stat().st_size else None, agent)
+            git.set_ssh(self._attrs.get("git.knownsshhosts", ""), agent)
         return git
 
     def _auth_header(self) -> str:

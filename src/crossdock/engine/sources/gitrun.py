@@ -9,18 +9,34 @@ import os
 import re
 import signal
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crossdock.engine.sandbox.worker import current_worker
 from crossdock.errors import SandboxError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from crossdock.cancel import CancelToken
 
-__all__ = ["Git", "GitFailed", "redact"]
+__all__ = ["Git", "GitFailed", "redact", "user_home"]
 
 _USER = re.compile(r"(?<=://)[^/@]*@")
+_SSH = "ssh -F /dev/null -o BatchMode=yes -o ConnectTimeout=30"
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+_KEPT = (
+    *("PATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "GIT_SSL_CAINFO", "GIT_SSL_CAPATH"),
+    *_PROXIES,
+    *map(str.lower, _PROXIES),
+)
+#: lines that say nothing of what went wrong
+_EMPTY_WORDS = (
+    "fatal: Could not read from remote repository.",
+    "Please make sure you have the correct access rights",
+    "and the repository exists.",
+    "Cloning into ",
+    "warning: ",
+    "Warning: ",
+)
 
 
 class GitFailed(Exception):
@@ -41,10 +57,11 @@ class Git:
         self._prefix = prefix
         self._config = home / "gitconfig"
         if not self._config.exists():
-            # The cache of repositories belongs to the store, whoever runs the build.
-            self._config.write_text('[safe]\n\tdirectory = *\n[protocol "file"]\n\tallow = always\n')
+            # The cache of repositories belongs to the store, whoever runs the build. Submodules cannot name local
+            # repositories: git's own rule for file:// is left as it is.
+            self._config.write_text("[safe]\n\tdirectory = *\n")
             self._config.chmod(0o600)
-        self._ssh = "ssh -F /dev/null -o BatchMode=yes"
+        self._ssh = _SSH
         self._agent: Path | None = None
 
     def at(self, git_dir: Path, work_tree: Path | None = None) -> Git:
@@ -59,13 +76,22 @@ class Git:
         with self._config.open("a") as file:
             file.write(f'[http "{scope}"]\n\textraheader = "Authorization: {header}"\n')
 
-    def set_ssh(self, known_hosts: Path | None, agent: Path | None) -> None:
-        """Use an agent, and accept only known hosts when they are given."""
-        hosts = (
-            f"-o UserKnownHostsFile={known_hosts}" if known_hosts else "-o StrictHostKeyChecking=accept-new"
-        )
-        strict = " -o StrictHostKeyChecking=yes" if known_hosts else " -o UserKnownHostsFile=/dev/null"
-        self._ssh = f"ssh -F /dev/null -o BatchMode=yes {hosts}{strict}"
+    def set_ssh(self, known_hosts: str, agent: Path | None) -> None:
+        """Use an agent, and accept only ``known_hosts`` when they are given.
+
+        Otherwise a host that the user knows must be as known, and others are taken as they come, for this build alone.
+        """
+        pinned = self._home / "known_hosts"
+        pinned.write_text(known_hosts)
+        if known_hosts:
+            options = f"-o UserKnownHostsFile={pinned} -o GlobalKnownHostsFile=/dev/null -o StrictHostKeyChecking=yes"
+        else:
+            own = user_home() / ".ssh/known_hosts"
+            files = (
+                f"{pinned} {own}" if own.is_file() and not re.search(r"\s|\"|'", str(own)) else str(pinned)
+            )
+            options = f"-o 'UserKnownHostsFile={files}' -o StrictHostKeyChecking=accept-new"
+        self._ssh = f"{_SSH} {options}"
         self._agent = agent
 
     def succeeds(self, *args: str) -> bool:
@@ -97,22 +123,12 @@ class Git:
             out, err = process.communicate()
         self._cancel.check()
         if process.returncode != 0:
-            lines = [line for line in err.decode(errors="replace").splitlines() if line.strip()]
-            raise GitFailed(redact(lines[-1]) if lines else f"git {args[0]} exited with {process.returncode}")
+            reason = _reason(err.decode(errors="replace"))
+            raise GitFailed(redact(reason) or f"git {args[0]} exited with {process.returncode}")
         return out.decode(errors="replace")
 
     def _environment(self) -> dict[str, str]:
-        kept = (
-            "PATH",
-            "HTTP_PROXY",
-            "HTTPS_PROXY",
-            "NO_PROXY",
-            "http_proxy",
-            "https_proxy",
-            "no_proxy",
-            "SSL_CERT_FILE",
-        )
-        env = {name: os.environ[name] for name in kept if name in os.environ}
+        env = {name: os.environ[name] for name in _KEPT if name in os.environ}
         env |= {
             "HOME": str(self._home),
             "LC_ALL": "C",
@@ -120,10 +136,34 @@ class Git:
             "GIT_CONFIG_GLOBAL": str(self._config),
             "GIT_TERMINAL_PROMPT": "0",
             "GIT_SSH_COMMAND": self._ssh,
+            # A server that says nothing for a minute is gone.
+            "GIT_HTTP_LOW_SPEED_LIMIT": "1",
+            "GIT_HTTP_LOW_SPEED_TIME": "60",
         }
         if self._agent is not None:
             env["SSH_AUTH_SOCK"] = str(self._agent)
         return env
+
+
+def user_home() -> Path:
+    """Return the home directory of the user outside: here user 0 has another name, and root's entry in passwd."""
+    if home := os.environ.get("HOME"):
+        return Path(home)
+    import pwd
+
+    worker = current_worker()
+    outside = os.getuid() if worker is None else next((r.outside for r in worker.uid_map if r.inside == 0), 0)
+    try:
+        return Path(pwd.getpwuid(outside).pw_dir)
+    except KeyError:
+        return Path("/")
+
+
+def _reason(text: str) -> str:
+    """Choose the line of git's messages that says what went wrong."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(_EMPTY_WORDS)] or lines
+    return next((line for line in telling if line.startswith(("fatal: ", "error: "))), "".join(telling[:1]))
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

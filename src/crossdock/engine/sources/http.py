@@ -14,7 +14,6 @@ import email.utils
 import json
 import os
 import posixpath
-import re
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -30,11 +29,10 @@ from crossdock.record import NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import urllib3
-
     from crossdock.engine.ops.env import OpEnv
     from crossdock.engine.solver import OpContext, Result
     from crossdock.llb.graph import Node
+    from crossdock.registry.http1 import Response
 
 __all__ = ["HttpSolverOp"]
 
@@ -52,8 +50,8 @@ _KNOWN = frozenset(
     )
 )
 _CHUNK = 1 << 20
-_TIMEOUT_S = 30.0
-_RETRIES = 3
+#: seconds before the first of the further tries
+PAUSE_S = 0.3
 
 
 class _Fetched(NamedTuple):
@@ -131,67 +129,57 @@ class HttpSolverOp(BaseOp):
         return self._fetched
 
     def _download(self, ctx: OpContext) -> _Fetched:
-        import urllib3
+        from crossdock.engine.sources.web import FetchFailed, Web
 
         known = self._known()
         headers = self._headers()
-        if known is not None:
-            if etag := known.get("etag"):
-                headers["If-None-Match"] = etag
-            elif date := known.get("last-modified"):
-                headers["If-Modified-Since"] = date
-        retries = urllib3.Retry(
-            _RETRIES, backoff_factor=0.3, status_forcelist=(429, 500, 502, 503, 504), redirect=10
-        )
-        pool = urllib3.PoolManager(
-            timeout=urllib3.Timeout(connect=_TIMEOUT_S, read=_TIMEOUT_S), retries=retries
-        )
+        if known is not None and (etag := known.get("etag")):
+            headers["If-None-Match"] = etag
+        elif known is not None and (date := known.get("last-modified")):
+            headers["If-Modified-Since"] = date
+        found: list[_Fetched] = []
+
+        def take(response: Response) -> None:
+            if response.status == 304 and known is not None:
+                response.discard()
+                found.append(self._fetched_from(known))
+            elif response.status == 200:
+                found.append(self._store(response, ctx))
+            else:
+                response.close()
+                msg = f"the server answered {response.status} {response.reason}".rstrip()
+                raise self._error(msg)
+
+        web = Web(ctx.cancel, pause_s=PAUSE_S)
         try:
-            with ctx.cancel.waking(pool.clear):
-                response = pool.request(
-                    "GET", self._url, headers=headers, preload_content=False, decode_content=False
-                )
-                if response.status == 304 and known is not None:
-                    response.drain_conn()
-                    return self._fetched_from(known)
-                if response.status != 200:
-                    msg = f"the server answered {response.status} {response.reason}"
-                    raise self._error(msg)
-                return self._store(response, ctx)
-        except urllib3.exceptions.HTTPError as exc:
-            ctx.cancel.check()
-            reason = getattr(exc, "reason", None) or exc
-            msg = f"failed to load: {_plain(str(reason))}"
-            raise self._error(msg) from exc
+            web.get(self._url, headers, self._authorization(), take)
+        except FetchFailed as exc:
+            raise self._error(str(exc)) from exc
         finally:
-            pool.clear()
+            web.close()
+        return found[0]
 
-    def _store(self, response: urllib3.BaseHTTPResponse, ctx: OpContext) -> _Fetched:
-        import urllib3
+    def _store(self, response: Response, ctx: OpContext) -> _Fetched:
+        from crossdock.engine.sources.web import blocks
 
-        length = response.headers.get("Content-Length", "")
-        total = int(length) if length.isdecimal() else 0
         content = self.env.store.content
         with (
-            Transfer(ctx.sink, self.vertex, "transferring", total=total) as transfer,
+            Transfer(ctx.sink, self.vertex, "transferring", total=response.content_length or 0) as transfer,
             content.writer(self.env.lease) as writer,
         ):
             at = 0
-            for data in response.stream(_CHUNK):
+            for data in blocks(response):
                 ctx.cancel.check()
                 writer.write(data)
                 at += len(data)
                 transfer.at(at)
-            if total and at != total:
-                message = f"connection cut: {at} of {total} bytes"
-                raise urllib3.exceptions.ProtocolError(message)
             digest, _ = writer.commit()
         self._verify(digest)
         known = {
             "digest": digest,
-            "filename": self._filename(response.headers.get("Content-Disposition", "")),
-            "etag": response.headers.get("ETag", ""),
-            "last-modified": response.headers.get("Last-Modified", ""),
+            "filename": self._filename(response.header("content-disposition")),
+            "etag": response.header("etag"),
+            "last-modified": response.header("last-modified"),
         }
         self.env.store.records.link(self._memo_key(), json.dumps(known))
         return self._fetched_from(known)
@@ -220,14 +208,15 @@ class HttpSolverOp(BaseOp):
 
     def _headers(self) -> dict[str, str]:
         prefix = "http.header."
-        headers = {k.removeprefix(prefix): v for k, v in self._attrs.items() if k.startswith(prefix)}
+        return {k.removeprefix(prefix): v for k, v in self._attrs.items() if k.startswith(prefix)}
+
+    def _authorization(self) -> str | None:
         host = urlsplit(self._url).hostname or ""
         secret = self.env.secrets(self._attrs.get("http.authheadersecret") or f"HTTP_AUTH_HEADER_{host}")
         if secret is not None:
-            headers["Authorization"] = secret.reveal_str().strip()
-        elif (token := self.env.secrets(f"HTTP_AUTH_TOKEN_{host}")) is not None:
-            headers["Authorization"] = f"Bearer {token.reveal_str().strip()}"
-        return headers
+            return secret.reveal_str().strip()
+        token = self.env.secrets(f"HTTP_AUTH_TOKEN_{host}")
+        return None if token is None else f"Bearer {token.reveal_str().strip()}"
 
     def _filename(self, disposition: str) -> str:
         """Return a plain name: from the attribute, the server, or the URL; never one that leaves the directory."""
@@ -254,8 +243,3 @@ def _seconds(text: str) -> int:
         return max(0, int(email.utils.parsedate_to_datetime(text).timestamp())) if text else 0
     except (ValueError, TypeError):
         return 0
-
-
-def _plain(text: str) -> str:
-    """Drop object addresses that urllib3 writes into its messages."""
-    return re.sub(r"<[^>]*>:?\s*", "", text) or "connection failed"
