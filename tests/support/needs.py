@@ -119,6 +119,15 @@ def _loop() -> Missing | None:
     return None if Path("/dev/loop-control").exists() else Missing("loop devices")
 
 
+def _tun() -> Missing | None:
+    try:
+        os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        # often only root may open it; where root may not either, the machine lacks it
+        return Missing(f"/dev/net/tun ({error.strerror})", identity=os.geteuid() != 0)
+    return None
+
+
 def _fetched(fetch: Callable[[], object]) -> Missing | None:
     try:
         fetch()
@@ -171,6 +180,8 @@ PROBES: dict[str, Callable[[], Missing | None]] = {
     "openssl": _program("openssl"),
     "fuse-overlayfs": _program("fuse-overlayfs"),
     "slirp4netns": _program("slirp4netns"),
+    "pasta": _program("pasta"),
+    "tun": _tun,
     "registry": _registry,
     "base": _base,
     "docker": _docker,

@@ -57,15 +57,19 @@ def _own_address() -> str:
             return "127.0.0.1"
 
 
-def resolv_text(*, host_network: bool, root: Path = Path("/")) -> str:
+def resolv_text(*, host_network: bool, nameserver: str = "", root: Path = Path("/")) -> str:
     """Return the resolver configuration for a step.
 
     With the host's network it is the host's own file. Otherwise systemd-resolved's stub is replaced by what it asks,
-    and servers on loopback, which the step could not reach, are left out.
+    and servers on loopback, which the step could not reach, are left out. With a ``nameserver``, which passes on to the
+    host's, it is the only one.
     """
     text = _read(root / "etc/resolv.conf")
     if host_network and _servers(text):
         return text
+    if nameserver:
+        rest = [line for line in text.splitlines() if line.split()[:1] != ["nameserver"]]
+        return "\n".join([*rest, f"nameserver {nameserver}"]) + "\n"
     if _servers(text) == ["127.0.0.53"]:
         text = _read(root / "run/systemd/resolve/resolv.conf") or text
     kept = [line for line in text.splitlines() if not _on_loopback(line)]

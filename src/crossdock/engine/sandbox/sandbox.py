@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from crossdock.cancel import CancelToken
     from crossdock.emulation.emulator import Emulator
     from crossdock.engine.sandbox import cgroups
+    from crossdock.engine.sandbox.network import Helper
     from crossdock.engine.sandbox.runtime import Outcome, Runtime
     from crossdock.engine.sandbox.step import StepMount, StepSpec
     from crossdock.engine.sandbox.worker import WorkerInfo
@@ -66,7 +67,7 @@ class Sandbox:
     """Runs steps for one worker; ``runtime`` is looked for when not given.
 
     ``cache_dir`` is a directory on disk for what is dear to make again and for copies; ``root_mounts`` is where the
-    ladder of ways to mount starts.
+    ladder of ways to mount starts. ``network`` is what steps get that ask for none in particular: ``host``, or ``isolated``.
 
     Raises: SandboxError when there is no runtime.
     """
@@ -78,6 +79,7 @@ class Sandbox:
         runtime: Runtime | None = None,
         cache_dir: Path | None = None,
         root_mounts: str = "overlay",
+        network: str = "host",
     ) -> None:
         self.info = info
         self.runtime = runtime if runtime is not None else find_runtime()
@@ -88,14 +90,16 @@ class Sandbox:
             way=root_mounts,
         )
         self._cache_dir = cache_dir
+        self.network = network
         self._numbers = itertools.count(1)
         self._steps = _made(info.run_dir / "steps")
         self._state = _made(info.run_dir / "runtime")
         self._bound = _capability_bound()
         self._filter: tuple[dict[str, object] | None, dict[str, str]] | None = None
-        # Guards _emulator: two of them would both want the namespace's one binfmt_misc.
+        # Guards _emulator, two of which would both want the namespace's one binfmt_misc, and _helper.
         self._lock = threading.Lock()
         self._emulator: Emulator | None = None
+        self._helper: Helper | None = None
 
     @property
     def emulator(self) -> Emulator:
@@ -112,6 +116,16 @@ class Sandbox:
     def root_mounts(self) -> str:
         """``overlay``, ``fuse-overlayfs`` or ``native`` (copies): how root file systems are mounted."""
         return self.roots.way
+
+    @property
+    def network_helper(self) -> Helper:
+        """What connects isolated networks. Raises: SandboxError naming what is missing."""
+        with self._lock:
+            if self._helper is None:
+                from crossdock.engine.sandbox.network import find_helper
+
+                self._helper = find_helper()
+            return self._helper
 
     @contextmanager
     def mounted(self, lowers: Sequence[Path], *, upper: Path | None, work: Path | None) -> Iterator[Path]:
@@ -136,7 +150,8 @@ class Sandbox:
             with translate({OSError: _cannot_prepare}):
                 bundle.mkdir(mode=0o700)
                 stack.callback(shutil.rmtree, bundle)
-                step = self._prepare(step, bundle, stack)
+                network = self._isolated(step, step_id, stack, cancel)
+                step = self._prepare(step, bundle, stack, network)
                 group, warnings = self._group(step, step_id, stack)
             output = _Tail(log)
             watch = HangWatch(step.hang_deadline_s) if step.hang_deadline_s else None
@@ -154,13 +169,23 @@ class Sandbox:
             result = _result(step, outcome, output.tail, oom=group is not None and group.oom_kills() > 0)
             return replace(result, warnings=warnings) if warnings else result
 
-    def _prepare(self, step: StepSpec, bundle: Path, stack: ExitStack) -> StepSpec:
+    def _isolated(self, step: StepSpec, step_id: str, stack: ExitStack, cancel: CancelToken) -> str:
+        """Return the path of a network namespace for the step to join, or ``""``."""
+        if self.network != "isolated" or step.network is not NetMode.UNSET:
+            return ""
+        from crossdock.engine.sandbox.network import isolated_network
+
+        helper = self.network_helper
+        return str(stack.enter_context(isolated_network(helper, self._steps, step_id, cancel)))
+
+    def _prepare(self, step: StepSpec, bundle: Path, stack: ExitStack, network: str) -> StepSpec:
         """Write the bundle and make what the step needs in its root; returns the step as it will be run."""
         root = str(step.rootfs)
         step = replace(step, cwd=os.path.normpath(f"/{step.cwd}"))
         user = self._user(root, step)
         step, emulator_mounts = self._emulated(step)
-        planned = (*self._mounts(step, bundle, stack), *emulator_mounts)
+        nameserver = self.network_helper.nameserver if network else ""
+        planned = (*self._mounts(step, bundle, stack, nameserver), *emulator_mounts)
         oci_mounts = tuple(_resolved(root, planned))
         make_directories(root, step.cwd, uid=user.uid, gid=user.gid)
         if not step.readonly_rootfs:
@@ -168,7 +193,7 @@ class Sandbox:
             stack.enter_context(
                 stubs.stubs_removed(root, points, recursive=step.remove_mount_stubs_recursive)
             )
-        given = self._spec_input(step, user, oci_mounts)
+        given = self._spec_input(step, user, oci_mounts, network)
         (bundle / "config.json").write_text(json.dumps(runtime_spec(given)), encoding="utf-8")
         return step
 
@@ -228,10 +253,10 @@ class Sandbox:
             raise SandboxError(summary, missing="id ranges", detail=self.info.note_on("ids") or None)
         return user
 
-    def _mounts(self, step: StepSpec, bundle: Path, stack: ExitStack) -> Iterator[OciMount]:
+    def _mounts(self, step: StepSpec, bundle: Path, stack: ExitStack, nameserver: str) -> Iterator[OciMount]:
         host_network = step.network is NetMode.HOST
         resolv = bundle / "resolv.conf"
-        resolv.write_text(resolv_text(host_network=host_network), encoding="utf-8")
+        resolv.write_text(resolv_text(host_network=host_network, nameserver=nameserver), encoding="utf-8")
         hosts = bundle / "hosts"
         hosts.write_text(hosts_text(step.hostname, step.extra_hosts), encoding="utf-8")
         for path in (resolv, hosts):
@@ -241,7 +266,9 @@ class Sandbox:
         for number, mount in enumerate(step.mounts):
             yield _oci_mount(mount, bundle / f"mount{number}", stack, self.info)
 
-    def _spec_input(self, step: StepSpec, user: StepUser, oci_mounts: tuple[OciMount, ...]) -> SpecInput:
+    def _spec_input(
+        self, step: StepSpec, user: StepUser, oci_mounts: tuple[OciMount, ...], network: str
+    ) -> SpecInput:
         env = step.env
         if not any(entry.startswith("HOME=") for entry in env):
             env = (*env, f"HOME={user.home}")
@@ -267,7 +294,7 @@ class Sandbox:
             seccomp=None if step.security is SecurityMode.INSECURE else seccomp,
             annotations={} if step.security is SecurityMode.INSECURE else annotations,
             linux32=step.platform is not None and step.platform.architecture in _NATIVE_32,
-            network_path="",
+            network_path=network,
         )
 
     def _seccomp(self) -> tuple[dict[str, object] | None, dict[str, str]]:

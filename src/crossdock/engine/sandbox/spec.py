@@ -184,7 +184,7 @@ def _base_mounts(given: SpecInput, *, insecure: bool) -> Sequence[OciMount]:
 
 def _sysfs(given: SpecInput, *, insecure: bool) -> OciMount:
     """A user namespace may mount sysfs only with a network namespace of its own; that one shows no host interface."""
-    if given.network is NetMode.NONE and not insecure:
+    if (given.network is NetMode.NONE or given.network_path) and not insecure:
         return OciMount("/sys", "sysfs", "sysfs", (*_PRIVATE_FLAGS, "ro"))
     return OciMount("/sys", "bind", "/sys", ("rbind", *_PRIVATE_FLAGS, "rw" if insecure else "rro"))
 
