@@ -33,10 +33,12 @@ if TYPE_CHECKING:
     from crossdock.engine.exporters.model import ExportContext, ExporterSpec, ExportResult, PlatformImage
     from crossdock.engine.facade_caches import EngineCaches
     from crossdock.engine.ops.env import OpEnv
+    from crossdock.engine.remotecache.importer import ImportedCaches
+    from crossdock.engine.remotecache.spec import CacheSpec
     from crossdock.engine.sandbox.sandbox import Sandbox
     from crossdock.engine.sandbox.worker import WorkerInfo
-    from crossdock.engine.remotecache.spec import CacheSpec
     from crossdock.engine.solver import KeyedVertex, Result
+    from crossdock.engine.sources.blobsources import BlobSources
     from crossdock.engine.sources.image import ImageSource, ResolvedImage
     from crossdock.engine.sources.local import FetchLocal, LocalSources
     from crossdock.engine.sources.pull import LayerPuller
@@ -114,6 +116,8 @@ class Engine:
         self._images: ImageSource | None = None
         self._puller: LayerPuller | None = None
         self._client: RegistryClient | None = None
+        #: once something is imported or exported
+        self._caches: EngineCaches | None = None
 
     # --- life ---
 
@@ -150,6 +154,8 @@ class Engine:
         """Stop what runs, give up the lease; idempotent. Raises: InternalError when a step does not stop."""
         stack, self._stack = self._stack, ExitStack()
         with stack, self._lock:
+            if self._caches is not None:
+                self._caches.close()
             if self._client is not None:
                 self._client.close()
                 self._client = None
@@ -226,7 +232,7 @@ class Engine:
         try:
             with translate({OSError: _os_error}):
                 results = self._shared.scheduler.solve(
-                    graph.specs, graph.outputs, watcher=watcher, cancel=cancel
+                    graph.specs, graph.outputs, watcher=watcher, cancel=cancel, keyed=keyed
                 )
         except BaseException:
             watcher.cancelled()
@@ -326,7 +332,7 @@ class Engine:
         if inline is not None:
             from crossdock.engine.remotecache.inlineexport import InlineCaches
 
-            context.inline = InlineCaches(self.store, self._keys.lookup, inline, epoch_s=epoch_s)
+            context.inline = InlineCaches(self.store, self._shared.keys.lookup, inline, epoch_s=epoch_s)
         return export(images, exporters, context=context, multi_platform=multi_platform)
 
     def _export_context(self, sink: EventSink, cancel: CancelToken, epoch_s: int | None) -> ExportContext:
@@ -367,26 +373,32 @@ class Engine:
         """
         from crossdock.engine.remotecache.exporter import Solved
 
-        solved = Solved(keyed, [ref.layers for ref in results], self._keys.lookup)
+        solved = Solved(keyed, [ref.layers for ref in results], self._shared.keys.lookup)
         return self._cached().export(specs, solved, self._export_context(sink, cancel, epoch_s))
 
     def drop_failed_caches(self, sink: EventSink) -> bool:
         """Give up imported caches that lack what they list; false when there is none. Solve again after that."""
         return self._caches is not None and self._caches.drop_failed(sink)
 
+    def fetch_results(self, refs: Sequence[Ref], *, sink: EventSink, cancel: CancelToken) -> None:
+        """Have the bytes of all layers of results. Raises: CacheError, RegistryError, StoreError and their kin."""
+        from crossdock.engine.sources.pull import PullContext
+
+        layers = dict.fromkeys(layer for ref in refs for layer in ref.layers)
+        missing = [layer for layer in layers if self.store.layers.directory(layer) is None]
+        self._layer_puller().ensure(missing, PullContext(self.lease, sink, "", cancel))
+
     def settle_caches(self) -> None:
         """Make the store's own what was imported and has arrived. Raises: StoreError, StoreFull."""
         if self._caches is not None:
-            self._caches.imported.settle()
+            self._caches.settle()
 
     def _cached(self) -> EngineCaches:
         with self._lock:
             if self._caches is None:
                 from crossdock.engine.facade_caches import EngineCaches
 
-                self._caches = EngineCaches(self.store, self.lease, self._registry)
-                self._keys.imported = self._caches.imported
-                self._puller = None  # the next one asks the caches too
+                self._caches = EngineCaches(self.store, self._shared.imported(), self._registry)
             return self._caches
 
     # --- the machine and the store ---
@@ -501,8 +513,9 @@ class Engine:
 
                 options = UnpackOptions(ignore_chown_errors=self._single_id())
                 client = LazyClient(self._registry)
-                caches = None if self._caches is None else self._caches.sources
-                self._puller = LayerPuller(self.store, client, unpack_options=options, caches=caches)
+                self._puller = LayerPuller(
+                    self.store, client, unpack_options=options, caches=self._shared.blob_sources
+                )
             return self._puller
 
 
@@ -520,6 +533,7 @@ class _Shared:
         # Guards what follows.
         self._lock = threading.RLock()
         self._sandbox: Sandbox | None = None
+        self._imported: ImportedCaches | None = None
         self._solving = 0
         #: directories of solves that are over, which a step shared with another solve may still read
         self._retired: list[LocalSources] = []
@@ -547,6 +561,8 @@ class _Shared:
             old, self._leases = self._leases, ExitStack()
             self.lease = self._leases.enter_context(self._store.lease())
             self.keys.use_lease(self.lease)
+            if self._imported is not None:
+                self._imported.use_lease(self.lease)
         old.close()
 
     def sandbox(self) -> Sandbox:
@@ -559,6 +575,19 @@ class _Shared:
                 cache.mkdir(mode=0o700, exist_ok=True)
                 self._sandbox = Sandbox(_worker(), cache_dir=cache)
             return self._sandbox
+
+    def imported(self) -> ImportedCaches:
+        """Return the caches imported, for solves to find; made at the first use."""
+        with self._lock:
+            if self._imported is None:
+                from crossdock.engine.remotecache.importer import ImportedCaches
+
+                self._imported = self.keys.imported = ImportedCaches(self._store, self.lease)
+            return self._imported
+
+    def blob_sources(self) -> BlobSources | None:
+        """Return where the bytes of imported layers are, once something was imported."""
+        return None if self._imported is None else self._imported.sources
 
     def close(self) -> None:
         """Stop what runs and end the lease."""

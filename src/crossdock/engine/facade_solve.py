@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from crossdock.engine.cache.refs import Ref
 from crossdock.engine.solver import Found, VertexSpec
 from crossdock.engine.store.locks import hold
-from crossdock.errors import NotSupported, SolveError, StoreFull
+from crossdock.errors import Cancelled, NotSupported, SolveError, StoreFull
 from crossdock.llb.graph import walk
 from crossdock.llb.ops import BuildOp, DiffOp, ExecOp, FileOp, MergeOp, PassthroughOp, SourceOp
 from crossdock.progress.events import Vertex
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from crossdock.cancel import CancelToken
     from crossdock.engine.ops.env import OpEnv
+    from crossdock.engine.remotecache.importer import ImportedCaches
     from crossdock.engine.solver import Result, SolverOp
     from crossdock.engine.sources.image import ImageSource
     from crossdock.engine.sources.local import LocalSources
@@ -41,6 +42,8 @@ class StoreKeyCache:
         self._max_bytes = max_bytes
         self._lease = lease
         self._locks = store.layout.locks
+        #: caches imported, asked after the store
+        self.imported: ImportedCaches | None = None
         #: vertex -> name of the step, for records; single dict operations only
         self.names: dict[str, str] = {}
 
@@ -49,13 +52,14 @@ class StoreKeyCache:
         self._lease = lease
 
     def lookup(self, key: str) -> Found | None:
-        """Return what the store has for a key."""
+        """Return what the store, else an imported cache, has for a key."""
         records = self._store.records
         canonical = records.canonical(key)
-        if canonical is None:
-            return None
-        result = records.result(canonical, self._lease)
-        return Found(canonical, None if result is None else tuple(Ref(layers) for layers in result.outputs))
+        result = None if canonical is None else records.result(canonical, self._lease)
+        if canonical is not None and result is not None:
+            return Found(canonical, tuple(Ref(layers) for layers in result.outputs))
+        found = None if self.imported is None else self.imported.find(key, canonical)
+        return found if found is not None or canonical is None else Found(canonical, None)
 
     def link(self, key: str, canonical: str) -> None:
         """Lead a key to a canonical one."""
@@ -261,12 +265,12 @@ class ProgressWatcher:
         """Pass an op's event on; it names the vertex itself."""
         self._sink.emit(event)
 
-    def cancelled(self, error: BaseException) -> None:
-        """Show that what had started will not end by itself."""
+    def cancelled(self) -> None:
+        """Show that what had started was ended because something else failed, or the build was cancelled."""
         with self._lock:
             open_ = [vertex for vertex in self._started if vertex not in self._over]
         for vertex in open_:
-            self.notify(vertex, "failed", error)
+            self.notify(vertex, "failed", Cancelled("context canceled"))
 
     def _event(
         self,

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossdock.builders.attributes import entitlements
+from crossdock.builders.embedded.caches import BuildCaches
 from crossdock.builders.embedded.inputs import LocalFiles, gather
 from crossdock.builders.embedded.outputs import plan_outputs, reproducible
-from crossdock.builders.embedded.supported import check_supported, ignored_notes
+from crossdock.builders.embedded.supported import check_supported
 from crossdock.builders.result import BuildResult, BuiltImage, BuiltIndex
 from crossdock.builders.secrets import check_secrets, secret_reader
 from crossdock.builds.images import EngineImages
 from crossdock.builds.steps import EventKeeper, shown
 from crossdock.engine.facade import Engine, EngineOptions, SolveInputs
-from crossdock.errors import Cancelled, CrossdockError, NotSupported, SandboxError, SolveError
+from crossdock.errors import CacheError, Cancelled, CrossdockError, NotSupported, SandboxError, SolveError
 from crossdock.image.platform import local_platform
 from crossdock.progress.events import VertexWarning
 
@@ -153,6 +154,9 @@ class _Build:
         self._files = LocalFiles(inputs.directories)
         self._images = EngineImages(engine, keeper, cancel, self._layouts)
         self._dockerfile, self._name = inputs.dockerfile or b"", inputs.name
+        self._caches = BuildCaches(engine, request, keeper, cancel)
+        #: what caches add to the response
+        self._metadata: dict[str, str] = {}
 
     def run(self) -> BuildResult:
         """Do it all."""
@@ -166,8 +170,6 @@ class _Build:
             self._request, multi_platform=options.multi_platform, sink=self._keeper, cancel=self._cancel
         )
         self._check_outputs(specs, options)
-        for note in ignored_notes(self._request):
-            self._keeper.emit(VertexWarning(vertex=self._definition, level=1, short=note))
         results = self._convert(options)
         try:
             exported = self._solve_and_export(results, specs, options)
@@ -231,17 +233,40 @@ class _Build:
     def _solve_and_export(
         self, results: Sequence[PlatformResult], specs: Sequence[ExporterSpec], options: ConvertOptions
     ) -> ExportResult | None:
+        self._caches.load()
+        while True:
+            try:
+                return self._solve_and_export_once(results, specs, options)
+            except CacheError:
+                if not self._caches.retry():
+                    raise
+
+    def _solve_and_export_once(
+        self, results: Sequence[PlatformResult], specs: Sequence[ExporterSpec], options: ConvertOptions
+    ) -> ExportResult | None:
         inputs = self._solve_inputs()
         outputs = [r.output for r in results]
         try:
-            refs = self._engine.solve(outputs, inputs=inputs, sink=self._keeper, cancel=self._cancel)
+            refs = self._engine.solve(
+                outputs, inputs=inputs, sink=self._keeper, cancel=self._cancel, keyed=self._caches.begin()
+            )
         except CrossdockError as exc:
             self._locate(exc, results)
             raise
-        if not specs:
-            return None
+        exported = self._export(results, refs, specs, options) if specs else None
+        self._metadata.update(self._caches.export(refs, results[0].epoch))
+        return exported
+
+    def _export(
+        self,
+        results: Sequence[PlatformResult],
+        refs: Sequence[Ref],
+        specs: Sequence[ExporterSpec],
+        options: ConvertOptions,
+    ) -> ExportResult:
         from crossdock.engine.exporters import PlatformImage
 
+        self._caches.secure(refs, [spec.type for spec in specs])
         images = [
             PlatformImage(r.platform, ref.layers, r.config, r.base_config)
             for r, ref in zip(results, refs, strict=True)
@@ -253,6 +278,7 @@ class _Build:
             cancel=self._cancel,
             epoch_s=results[0].epoch,
             multi_platform=options.multi_platform,
+            inline=self._caches.inline(results),
         )
 
     def _locate(self, error: CrossdockError, results: Sequence[PlatformResult]) -> None:
@@ -281,20 +307,19 @@ class _Build:
     def _result(self, results: Sequence[PlatformResult], exported: ExportResult | None) -> BuildResult:
         images = {str(r.platform): BuiltImage(platform=r.platform, config=r.config) for r in results}
         index = None
-        metadata: dict[str, Any] = {}
-        if exported is not None:
-            metadata = exported.merged
-            if exported.image is not None:
-                for one in exported.image.platforms:
-                    images[str(one.platform)] = BuiltImage(
-                        platform=one.platform,
-                        config=one.config,
-                        digest=one.descriptor.digest,
-                        config_digest=one.manifest.config.digest,
-                    )
-                if exported.image.index is not None:
-                    top = exported.image.descriptor
-                    index = BuiltIndex(digest=top.digest, media_type=top.media_type, size=top.size)
+        metadata: dict[str, Any] = {**(exported.merged if exported is not None else {}), **self._metadata}
+        image = exported.image if exported is not None else None
+        if image is not None:
+            for one in image.platforms:
+                images[str(one.platform)] = BuiltImage(
+                    platform=one.platform,
+                    config=one.config,
+                    digest=one.descriptor.digest,
+                    config_digest=one.manifest.config.digest,
+                )
+            if image.index is not None:
+                top = image.descriptor
+                index = BuiltIndex(digest=top.digest, media_type=top.media_type, size=top.size)
         return BuildResult(
             images=images, index=index, metadata=metadata, warnings=tuple(self._keeper.warnings)
         )

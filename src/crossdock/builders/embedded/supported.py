@@ -11,7 +11,7 @@ from crossdock.record import NamedTuple
 if TYPE_CHECKING:
     from crossdock.builders.request import BuildRequest
 
-__all__ = ["check_supported", "ignored_notes"]
+__all__ = ["check_supported"]
 
 _ENTITLEMENTS = frozenset(["network.host", "security.insecure", "buildx.local.delete"])
 
@@ -39,24 +39,11 @@ def check_supported(request: BuildRequest) -> None:
             raise UsageError(summary, hint=f"entitlements: {', '.join(sorted(_ENTITLEMENTS))}")
 
 
-def ignored_notes(request: BuildRequest) -> list[str]:
-    """Say what has no effect but does not make the result wrong, for warnings."""
-    inline = request.build_args.get("BUILDKIT_INLINE_CACHE", "").lower() in ("1", "true")
-    text = "BUILDKIT_INLINE_CACHE has no effect: the embedded builder writes no inline cache yet"
-    return [text] if inline else []
-
-
 def _refusals(request: BuildRequest) -> list[_Refusal]:
     found: list[_Refusal] = []
     for kind, params in request.attests.items():
         if params is not None:
             found.append(_Refusal(f"--{kind}", "it makes no attestations"))
-    found += [
-        _Refusal(f"--cache-to type={c['type']}", "its cache is the local store") for c in request.cache_to
-    ]
-    found += [
-        _Refusal(f"--cache-from type={c['type']}", "its cache is the local store") for c in request.cache_from
-    ]
     found += [
         _Refusal("--allow device", "it passes no devices into steps")
         for grant in request.allow

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from crossdock.cancel import CancelToken
     from crossdock.engine.exporters.model import BuiltImage, ExportContext
 
-__all__ = ["check_layout", "write_layout"]
+__all__ = ["check_layout", "lock_layout", "put_index", "read_index", "write_layout"]
 
 _CHUNK = 1 << 20
 _LOCK_TIMEOUT_S = 30.0
@@ -77,8 +77,8 @@ def write_layout(context: ExportContext, image: BuiltImage, entries: Sequence[De
         for blob in wanted.values():
             context.cancel.check()
             _copy_blob(context, blob, folder / digest_hex(blob.digest))
-        with _locked(root, context.cancel):
-            _put_index(root, entries)
+        with lock_layout(root, context.cancel):
+            put_index(root, entries)
     except CrossdockError:
         raise
     except OSError as exc:
@@ -100,9 +100,10 @@ def _copy_blob(context: ExportContext, blob: Descriptor, target: Path) -> None:
         raise
 
 
-def _put_index(root: Path, entries: Sequence[Descriptor]) -> None:
+def put_index(root: Path, entries: Sequence[Descriptor]) -> None:
+    """Make ``entries`` stand in the index, in place of those of the same name; the caller holds the lock."""
     path = root / "index.json"
-    kept = [old for old in _read_index(path) if not any(_replaces(new, old) for new in entries)]
+    kept = [old for old in read_index(path) if not any(_replaces(new, old) for new in entries)]
     _write(root / "oci-layout", LAYOUT)
     _write(path, layout_index([*kept, *entries]))
 
@@ -115,7 +116,8 @@ def _replaces(new: Descriptor, old: Descriptor) -> bool:
     return any(names) or new.digest == old.digest
 
 
-def _read_index(path: Path) -> list[Descriptor]:
+def read_index(path: Path) -> list[Descriptor]:
+    """Return the entries of an index, none when it is absent. Raises: ExportError when it is malformed."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -140,7 +142,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def _locked(root: Path, cancel: CancelToken) -> Iterator[None]:
+def lock_layout(root: Path, cancel: CancelToken) -> Iterator[None]:
     """Hold ``index.json.lock``. Its holder removes it at the end, so the lock must be on the file that is there."""
     path = root / "index.json.lock"
     deadline = time.monotonic() + _LOCK_TIMEOUT_S

@@ -35,7 +35,7 @@ from crossdock.errors import Cancelled, InternalError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from crossdock.engine.solver.model import Command, Event, KeyCache, Result, VertexSpec
+    from crossdock.engine.solver.model import Command, Event, KeyCache, KeyedVertex, Result, VertexSpec
     from crossdock.progress import events as progress
 
 __all__ = ["JobWatcher", "Scheduler"]
@@ -59,13 +59,14 @@ class JobWatcher(Protocol):
 
 
 class _Job:
-    __slots__ = ("done", "error", "ids", "results", "watcher")
+    __slots__ = ("done", "error", "ids", "keyed", "results", "watcher")
 
     def __init__(self, ids: frozenset[str], watcher: JobWatcher) -> None:
         self.ids = ids
         self.watcher = watcher
         self.done = threading.Event()
         self.results: tuple[Result, ...] | None = None
+        self.keyed: tuple[KeyedVertex, ...] = ()
         self.error: BaseException | None = None
 
 
@@ -158,8 +159,9 @@ class Scheduler:
         *,
         watcher: JobWatcher,
         cancel: CancelToken,
+        keyed: list[KeyedVertex] | None = None,
     ) -> tuple[Result, ...]:
-        """Return the result of each ``(vertex id, output index)``. Blocks.
+        """Return the result of each ``(vertex id, output index)``. Blocks. The keys of the vertices go into ``keyed``.
 
         ``vertices`` are all that is reachable, inputs before users. Raises the error of the first op that fails, or
         the cause of ``cancel``; ops that others want go on.
@@ -192,6 +194,8 @@ class Scheduler:
                 self._jobs.pop(job_id, None)
         if job.results is None:
             raise job.error if job.error is not None else InternalError("a solve ended without a result")
+        if keyed is not None:
+            keyed.extend(job.keyed)
         return job.results
 
     def settle(self, timeout_s: float) -> bool:
@@ -293,6 +297,7 @@ class Scheduler:
                     job.watcher.notify(command.vertex, command.what, command.error)
         elif (job := self._job(command.job)) is not None:
             job.results = command.results
+            job.keyed = command.keyed
             job.error = command.error
             job.done.set()
 

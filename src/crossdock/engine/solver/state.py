@@ -30,6 +30,7 @@ from crossdock.engine.solver.model import (
     ContentReady,
     Execute,
     FinishJob,
+    KeyedVertex,
     Lookup,
     LookupReady,
     Notify,
@@ -415,7 +416,15 @@ class SolverState:
         for vertex_id, index in job.outputs:
             vertex = self._vertices[vertex_id]
             results.append(self._result(vertex, index))
-        self._ended.append(FinishJob(job.id, tuple(results)))
+        self._ended.append(FinishJob(job.id, tuple(results), keyed=self._keyed(job.id)))
+
+    def _keyed(self, job: str) -> tuple[KeyedVertex, ...]:
+        """Return the keys of a job's vertices; what is local to this process has none."""
+        return tuple(
+            KeyedVertex(vertex.id, vertex.canonical, tuple(vertex.keys))
+            for vertex in self._vertices.values()
+            if job in vertex.loaded_by and vertex.canonical is not None and vertex.keys
+        )
 
     def _end_job(self, finish: FinishJob) -> None:
         if finish.job in self._jobs:

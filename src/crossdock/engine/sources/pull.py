@@ -61,7 +61,7 @@ class LayerPuller:
         registry: ClientSource,
         *,
         unpack_options: UnpackOptions | None = None,
-        caches: BlobSources | None = None,
+        caches: Callable[[], BlobSources | None] = lambda: None,
     ) -> None:
         """``unpack_options``: the sandbox knows which ids files can be given. ``caches`` are asked before registries."""
         self._store = store
@@ -91,6 +91,16 @@ class LayerPuller:
         missing = [(blob, places) for blob, places in wanted if not content.has(blob.digest, context.lease)]
         if missing:
             _all_at_once([self._fetcher(blob, places) for blob, places in missing], context)
+
+    def ensure(self, layers: Sequence[LayerId], context: PullContext) -> None:
+        """Have at least one blob of each remote layer in the content store. Raises: as :meth:`blobs`."""
+        wanted = []
+        for layer_id in layers:
+            blobs = self._store.layers.blobs(layer_id)
+            if not any(self._store.content.has(blob.descriptor.digest, context.lease) for blob in blobs):
+                best = self._best(layer_id, blobs)
+                wanted.append((best.descriptor, best.repositories))
+        self.blobs(wanted, context)
 
     def _filler(self, layer_id: LayerId) -> Callable[[PullContext], None]:
         def run(context: PullContext) -> None:
@@ -210,12 +220,14 @@ class LayerPuller:
         return min(remote, key=lambda blob: (blob.compression != "zstd", blob.descriptor.size))
 
     def _cached(self, blob: Descriptor) -> tuple[BlobSource, ...]:
-        return () if self._caches is None else self._caches.of(blob.digest)
+        caches = self._caches()
+        return () if caches is None else caches.of(blob.digest)
 
     def _cache_failed(self, source: BlobSource, why: CrossdockError) -> CacheError:
         """Note that a cache did not give what it listed: whoever imported it goes on without."""
-        if self._caches is not None:
-            self._caches.failed.setdefault(source.name, why.summary)
+        caches = self._caches()
+        if caches is not None:
+            caches.failed.setdefault(source.name, why.summary)
         return CacheError(f"build cache {source.name}: {why.summary}", detail=why.detail, hint=why.hint)
 
     @contextmanager
