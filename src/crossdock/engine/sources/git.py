@@ -205,6 +205,7 @@ class GitSolverOp(BaseOp):
         root = work / self._subdir if self._subdir else work
         if not keep:
             shutil.rmtree(work / ".git")
+            _drop_links(work)
         inside = root.resolve()
         if not inside.is_dir() or not inside.is_relative_to(work.resolve()):
             msg = f"the subdirectory {self._subdir} is not a directory of the repository"
@@ -273,6 +274,13 @@ def _choose(listing: str, ref: str) -> tuple[str, str]:
         if name in found:
             return found[name], found.get(tag, "")
     return "", ""
+
+
+def _drop_links(work: Path) -> None:
+    """Remove the files that tie submodules to the repository, which is gone."""
+    for folder, _, files in os.walk(work):
+        if ".git" in files:
+            os.unlink(f"{folder}/.git")
 
 
 def _depth(option: str) -> list[str]:
