@@ -73,6 +73,8 @@ class EngineOptions(NamedTuple):
     max_used_space: int = 0
     #: seconds without a sign of life after which an emulated step is ended; ``None`` never
     hang_deadline_s: float | None = None
+    #: what steps get that ask for no network in particular: ``host``, or ``isolated``
+    network: str = "host"
 
 
 class SolveInputs(NamedTuple):
@@ -226,7 +228,7 @@ class Engine:
             wanted, env=env, locals_=locals_, images=self._image_source, nonce=os.urandom(8).hex()
         )
         for vertex, node in graph.nodes.items():
-            self._shared.keys.names[vertex.partition("!")[0]] = display_name(node)
+            self._shared.keys.steps[vertex.partition("!")[0]] = (record_type(node), display_name(node))
         watcher = ProgressWatcher(graph, sink)
         watcher.announce()
         try:
@@ -526,6 +528,7 @@ class _Shared:
         from crossdock.engine.facade_solve import StoreKeyCache
 
         self._store = store
+        self._network = options.network
         self._leases = ExitStack()
         self.lease: Lease = self._leases.enter_context(store.lease())
         self.keys = StoreKeyCache(store, self.lease, max_bytes=options.max_used_space)
@@ -573,7 +576,7 @@ class _Shared:
 
                 cache = self._store.root / "sandbox"
                 cache.mkdir(mode=0o700, exist_ok=True)
-                self._sandbox = Sandbox(_worker(), cache_dir=cache)
+                self._sandbox = Sandbox(_worker(), cache_dir=cache, network=self._network)
             return self._sandbox
 
     def imported(self) -> ImportedCaches:
@@ -623,7 +626,11 @@ def _final(result: Result, env: OpEnv, vertex: str, ctx: OpContext) -> Ref:
     raise SolveError(summary, vertex=vertex)
 
 
-def _os_error(exc: BaseException) -> SolveError:
+def _os_error(exc: BaseException) -> CrossdockError:
+    if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        from crossdock.engine.store.rim import explain
+
+        return explain(exc, "write a part of the build")
     return SolveError(f"the system refused a part of the build: {exc}")
 
 

@@ -127,7 +127,7 @@ class ExecSolverOp(BaseOp):
     def _run(self, mounts: ExecMounts, ctx: OpContext) -> None:
         from crossdock.engine.ops.masking import LogTail, Masker
         from crossdock.engine.sandbox.step import StepSpec
-        from crossdock.progress.events import VertexLog
+        from crossdock.progress.events import VertexLog, VertexWarning
 
         if mounts.rootfs is None:
             raise self._error(summary="invalid exec op with no root file system")
@@ -150,7 +150,7 @@ class ExecSolverOp(BaseOp):
             resources=self.node.metadata.linux_resources,
             cgroup_parent=meta.cgroup_parent,
             remove_mount_stubs_recursive=meta.remove_mount_stubs_recursive,
-            hang_deadline_s=self.env.hang_deadline_s,
+            hang_deadline_s=self.env.hang_deadline_s if self._is_foreign() else None,
         )
         tail = LogTail()
 
@@ -166,9 +166,14 @@ class ExecSolverOp(BaseOp):
         finally:
             masker.close()
         ctx.cancel.check()
+        for text in result.warnings:
+            ctx.sink.emit(VertexWarning(vertex=self.vertex, level=1, short=text, source=self.node.source))
         valid = meta.valid_exit_codes or (0,)
         if result.exit_code not in valid or result.failure is not None:
             raise self._failed(result, tail.lines())
+
+    def _is_foreign(self) -> bool:
+        return self.platform.architecture != self.env.platform.architecture
 
     def _environment(self) -> list[str]:
         env = list(self.op.meta.env)

@@ -216,18 +216,22 @@ class Sandbox:
     def _group(
         self, step: StepSpec, step_id: str, stack: ExitStack
     ) -> tuple[cgroups.Group | None, tuple[str, ...]]:
-        if step.resources is None:
+        if step.resources is None and not step.cgroup_parent:
             return None, ()
         from crossdock.engine.sandbox.cgroups import Unavailable, find_limits, hierarchy_of
+        from crossdock.llb.ops import LinuxResources
 
         hierarchy = hierarchy_of(self.info.cgroups, self.info.run_dir)
         limits = find_limits(self.info.cgroups, hierarchy, parent=step.cgroup_parent)
+        without = (
+            f"the step runs without its {'control group' if step.resources is None else 'resource limits'}"
+        )
         if isinstance(limits, Unavailable):
-            return None, (f"the step runs without its resource limits: {limits.reason}",)
+            return None, (f"{without}: {limits.reason}",)
         try:
-            return stack.enter_context(limits.group(step_id, step.resources)), ()
+            return stack.enter_context(limits.group(step_id, step.resources or LinuxResources())), ()
         except OSError as exc:
-            return None, (f"the step runs without its resource limits: {exc.filename}: {exc.strerror}",)
+            return None, (f"{without}: {exc.filename}: {exc.strerror}",)
 
     def _emulated(self, step: StepSpec) -> tuple[StepSpec, tuple[OciMount, ...]]:
         """Make the step's platform runnable; returns the step and mounts it takes. Raises: EmulationError."""
