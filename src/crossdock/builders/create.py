@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from crossdock.builders.change import NodeChange
 from crossdock.builders.drivers.table import driver_spec
+from crossdock.builders.embedded.settings import STEP_OPTIONS, step_settings
 from crossdock.builders.model import NodeGroup
 from crossdock.builders.select import EMBEDDED, check_new_name, default_driver
 from crossdock.builders.store import BuilderStore
@@ -228,7 +229,7 @@ def _config_files(options: CreateOptions, driver: str) -> dict[str, bytes] | Non
     return load_config_files(path)
 
 
-_EMBEDDED_OPTIONS = frozenset(["root", "default-load"])
+_EMBEDDED_OPTIONS = frozenset(["root", "default-load", *STEP_OPTIONS])
 
 
 def _checked_driver_opts(options: CreateOptions, driver: str) -> dict[str, str] | None:
@@ -237,6 +238,7 @@ def _checked_driver_opts(options: CreateOptions, driver: str) -> dict[str, str] 
         if unknown:
             summary = f"invalid driver option {unknown[0]} for embedded driver"
             raise BuilderError(summary, hint=f"options: {', '.join(sorted(_EMBEDDED_OPTIONS))}")
+        step_settings(options.driver_opts or {}, {})
         root = (options.driver_opts or {}).get("root")
         if root is not None and options.driver_opts is not None:
             return {**options.driver_opts, "root": os.path.abspath(root)}

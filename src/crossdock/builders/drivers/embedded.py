@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from crossdock.builders.drivers.base import NodeInfo
+    from crossdock.builders.embedded.settings import StepSettings
     from crossdock.builders.model import Node, NodeGroup
     from crossdock.builders.request import BuildRequest
     from crossdock.builders.result import BuildResult
@@ -73,7 +74,7 @@ class EmbeddedDriver:
 
     def bootstrap(self, sink: EventSink, cancel: CancelToken) -> None:
         """Check the sandbox, the runtime and the store, and execute a probe for every platform."""
-        record = cast("BootRecord", self._call("bootstrap", None, sink, cancel))
+        record = cast("BootRecord", self._call("bootstrap", self._settings(), sink, cancel))
         self._write(record)
 
     def stop(self, cancel: CancelToken) -> None:
@@ -89,7 +90,8 @@ class EmbeddedDriver:
 
     def build(self, request: BuildRequest, sink: EventSink, cancel: CancelToken) -> BuildResult:
         """Build here."""
-        result, record = self._call("build", (request, self._needs_record()), sink, cancel)
+        payload = (request, self._needs_record(), self._settings())
+        result, record = self._call("build", payload, sink, cancel)
         if record is not None:
             self._write(record)
         return self._with_ref(cast("BuildResult", result), request)
@@ -120,6 +122,11 @@ class EmbeddedDriver:
         from crossdock.progress.events import NullSink
 
         return cast("list[Problem]", self._call("check_store", (repair, contents), NullSink(), cancel))
+
+    def _settings(self) -> StepSettings:
+        from crossdock.builders.embedded.settings import step_settings
+
+        return step_settings(self._node.driver_opts or {}, os.environ)
 
     def _needs_record(self) -> bool:
         return read_record(self.root, self._node.name) is None

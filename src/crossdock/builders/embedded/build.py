@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from crossdock.builders.bootrecord import BootRecord
     from crossdock.builders.embedded.inputs import Inputs
+    from crossdock.builders.embedded.settings import StepSettings
     from crossdock.builders.request import BuildRequest
     from crossdock.cancel import CancelToken
     from crossdock.dockerfile.convert.options import ConvertOptions, PlatformResult
@@ -44,13 +45,13 @@ _GB = 1_000_000_000
 
 
 def build(
-    root: Path, payload: tuple[BuildRequest, bool], sink: EventSink, cancel: CancelToken
+    root: Path, payload: tuple[BuildRequest, bool, StepSettings], sink: EventSink, cancel: CancelToken
 ) -> tuple[BuildResult, BootRecord | None]:
     """Build; the second of ``payload`` asks for a record of what the machine can run.
 
     Raises: everything a build can fail with; see ``crossdock.errors``.
     """
-    request, wants_record = payload
+    request, wants_record, settings = payload
     check_supported(request)
     check_secrets(request.secrets)
     keeper = EventKeeper(sink)
@@ -60,11 +61,17 @@ def build(
             inputs = gather(request, empty)
             step.transferred("transferring dockerfile:", len(inputs.dockerfile or b""))
         agents = _agents(request, stack)
-        engine = stack.enter_context(Engine.open(EngineOptions(root, registry=_client)))
+        engine = stack.enter_context(Engine.open(_options(root, settings)))
         result = _Build(engine, request, inputs, keeper, cancel, step.digest, agents).run()
         record = _survey(engine) if wants_record else None
         _collect_garbage(engine, cancel)
     return result, record
+
+
+def _options(root: Path, settings: StepSettings) -> EngineOptions:
+    return EngineOptions(
+        root, registry=_client, hang_deadline_s=settings.hang_deadline_s, network=settings.network
+    )
 
 
 def _empty_directory(request: BuildRequest, stack: ExitStack) -> Path | None:
