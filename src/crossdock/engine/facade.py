@@ -7,6 +7,7 @@ mounts nothing and runs nothing.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ from crossdock.engine.cache.view import resolve
 from crossdock.engine.facade_parts import Access, FileInfo, LazyClient, file_info
 from crossdock.engine.solver import OpContext, Scheduler
 from crossdock.engine.store import Store
-from crossdock.errors import CacheError, SolveError, UsageError, translate
+from crossdock.errors import CacheError, CrossdockError, SolveError, UsageError, translate
 from crossdock.image.platform import local_platform
 from crossdock.record import NamedTuple
 
@@ -222,7 +223,7 @@ class Engine:
         cancel: CancelToken,
         keyed: list[KeyedVertex] | None = None,
     ) -> list[Ref]:
-        from crossdock.engine.facade_solve import ProgressWatcher, display_name, load_graph
+        from crossdock.engine.facade_solve import ProgressWatcher, display_name, load_graph, record_type
 
         graph = load_graph(
             wanted, env=env, locals_=locals_, images=self._image_source, nonce=os.urandom(8).hex()
