@@ -229,7 +229,7 @@ def _config_files(options: CreateOptions, driver: str) -> dict[str, bytes] | Non
     return load_config_files(path)
 
 
-_EMBEDDED_OPTIONS = frozenset(["root", "default-load", *STEP_OPTIONS])
+_EMBEDDED_OPTIONS = frozenset(["root", "default-load", "max-used-space", *STEP_OPTIONS])
 
 
 def _checked_driver_opts(options: CreateOptions, driver: str) -> dict[str, str] | None:
@@ -239,6 +239,10 @@ def _checked_driver_opts(options: CreateOptions, driver: str) -> dict[str, str] 
             summary = f"invalid driver option {unknown[0]} for embedded driver"
             raise BuilderError(summary, hint=f"options: {', '.join(sorted(_EMBEDDED_OPTIONS))}")
         step_settings(options.driver_opts or {}, {})
+        if limit := (options.driver_opts or {}).get("max-used-space"):
+            from crossdock.builders.values import parse_bytes
+
+            parse_bytes(limit)
         root = (options.driver_opts or {}).get("root")
         if root is not None and options.driver_opts is not None:
             return {**options.driver_opts, "root": os.path.abspath(root)}

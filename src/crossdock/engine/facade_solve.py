@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from crossdock.engine.solver import Result, SolverOp
     from crossdock.engine.sources.image import ImageSource
     from crossdock.engine.sources.local import LocalSources
-    from crossdock.engine.store import Lease, Store
+    from crossdock.engine.store import Lease, RecordType, Store
     from crossdock.llb.graph import Node, Output
     from crossdock.progress.events import Event, EventSink
 
-__all__ = ["LoadedGraph", "ProgressWatcher", "StoreKeyCache", "load_graph"]
+__all__ = ["LoadedGraph", "ProgressWatcher", "StoreKeyCache", "display_name", "load_graph", "record_type"]
 
 
 class StoreKeyCache:
@@ -44,8 +44,8 @@ class StoreKeyCache:
         self._locks = store.layout.locks
         #: caches imported, asked after the store
         self.imported: ImportedCaches | None = None
-        #: vertex -> name of the step, for records; single dict operations only
-        self.names: dict[str, str] = {}
+        #: vertex -> type of record and name of the step; single dict operations only
+        self.steps: dict[str, tuple[RecordType, str]] = {}
 
     def use_lease(self, lease: Lease) -> None:
         """Protect what is found from now on by another lease."""
@@ -86,8 +86,9 @@ class StoreKeyCache:
             summary = "a local directory cannot be a cached result"
             raise SolveError(summary, vertex=vertex)
         digest = vertex.partition("!")[0]
+        kind, name = self.steps.get(digest, ("regular", ""))
         self._store.records.save(
-            key, outputs, lease=self._lease, vertex=digest, description=self.names.get(digest, "")
+            key, outputs, lease=self._lease, vertex=digest, description=name, record_type=kind
         )
         if self._max_bytes:
             self._enforce()
@@ -295,6 +296,13 @@ class ProgressWatcher:
             progress_group="" if group is None else group.id,
             progress_group_name="" if group is None else group.name,
         )
+
+
+def record_type(node: Node) -> RecordType:
+    """Return the type of what a vertex leaves in the store, as ``du`` and ``prune`` have it."""
+    if isinstance(node.op, SourceOp) and node.op.identifier.startswith("git://"):
+        return "source.git.checkout"
+    return "regular"
 
 
 def display_name(node: Node) -> str:

@@ -54,6 +54,7 @@ class EmbeddedDriver:
         options = node.driver_opts or {}
         # Settled before the worker namespace is entered: inside, everybody is root.
         self.root = options.get("root") or default_root()
+        self._max_used_space = options.get("max-used-space") or os.environ.get("CROSSDOCK_MAX_USED_SPACE", "")
 
     def info(self, cancel: CancelToken) -> NodeInfo:
         """Read the boot record; starts nothing."""
@@ -90,7 +91,7 @@ class EmbeddedDriver:
 
     def build(self, request: BuildRequest, sink: EventSink, cancel: CancelToken) -> BuildResult:
         """Build here."""
-        payload = (request, self._needs_record(), self._settings())
+        payload = (request, self._needs_record(), self._limit_bytes(), self._settings())
         result, record = self._call("build", payload, sink, cancel)
         if record is not None:
             self._write(record)
@@ -122,6 +123,14 @@ class EmbeddedDriver:
         from crossdock.progress.events import NullSink
 
         return cast("list[Problem]", self._call("check_store", (repair, contents), NullSink(), cancel))
+
+    def _limit_bytes(self) -> int:
+        """Return what the store may hold, 0 for no limit. Raises: UsageError."""
+        if not self._max_used_space:
+            return 0
+        from crossdock.builders.values import parse_bytes
+
+        return max(parse_bytes(self._max_used_space), 0)
 
     def _settings(self) -> StepSettings:
         from crossdock.builders.embedded.settings import step_settings

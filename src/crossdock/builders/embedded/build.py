@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossdock.builders.attributes import entitlements
 from crossdock.builders.embedded.caches import BuildCaches
-from crossdock.builders.embedded.inputs import LocalFiles, gather
+from crossdock.builders.embedded.inputs import gather
 from crossdock.builders.embedded.outputs import plan_outputs, reproducible
 from crossdock.builders.embedded.supported import check_supported
+from crossdock.builders.localpaths import LocalFiles
 from crossdock.builders.result import BuildResult, BuiltImage, BuiltIndex
 from crossdock.builders.secrets import check_secrets, secret_reader
 from crossdock.builds.images import EngineImages
@@ -41,17 +42,16 @@ if TYPE_CHECKING:
 
 __all__ = ["build"]
 
-_GB = 1_000_000_000
-
-
 def build(
-    root: Path, payload: tuple[BuildRequest, bool, StepSettings], sink: EventSink, cancel: CancelToken
+    root: Path, payload: tuple[BuildRequest, bool, int, StepSettings], sink: EventSink, cancel: CancelToken
 ) -> tuple[BuildResult, BootRecord | None]:
-    """Build; the second of ``payload`` asks for a record of what the machine can run.
+    """Build. ``payload``: the request, whether a record of what the machine can run is wanted, bytes the store may hold,
+    how steps run.
 
     Raises: everything a build can fail with; see ``crossdock.errors``.
     """
-    request, wants_record, settings = payload
+    request, wants_record, limit_bytes, settings = payload
+    started = time.monotonic()
     check_supported(request)
     check_secrets(request.secrets)
     keeper = EventKeeper(sink)
@@ -61,17 +61,18 @@ def build(
             inputs = gather(request, empty)
             step.transferred("transferring dockerfile:", len(inputs.dockerfile or b""))
         agents = _agents(request, stack)
-        engine = stack.enter_context(Engine.open(_options(root, settings)))
+        options = EngineOptions(
+            root,
+            registry=_client,
+            max_used_space=limit_bytes,
+            hang_deadline_s=settings.hang_deadline_s,
+            network=settings.network,
+        )
+        engine = stack.enter_context(Engine.open(options))
+        stack.callback(_keep_house, engine, limit_bytes, started, cancel)
         result = _Build(engine, request, inputs, keeper, cancel, step.digest, agents).run()
         record = _survey(engine) if wants_record else None
-        _collect_garbage(engine, cancel)
     return result, record
-
-
-def _options(root: Path, settings: StepSettings) -> EngineOptions:
-    return EngineOptions(
-        root, registry=_client, hang_deadline_s=settings.hang_deadline_s, network=settings.network
-    )
 
 
 def _empty_directory(request: BuildRequest, stack: ExitStack) -> Path | None:
@@ -95,17 +96,20 @@ def _client(cancel: CancelToken) -> RegistryClient:
     return RegistryClient(config=RegistryConfig(), credentials=Credentials(), cancel=cancel)
 
 
-def _collect_garbage(engine: Engine, cancel: CancelToken) -> None:
-    """Apply BuildKit's default rules when the store has outgrown them; asking takes a millisecond."""
-    disk = os.statvfs(engine.store.root)
-    total, free = disk.f_frsize * disk.f_blocks, disk.f_frsize * disk.f_bavail
-    size = engine.store.total_size()
-    if size <= min(total // 10, 10 * _GB):
+def _keep_house(engine: Engine, limit_bytes: int, started: float, cancel: CancelToken) -> None:
+    """Look after the store, whatever became of the build; trouble with that is no reason for the build to fail."""
+    if cancel.cancelled:
         return
-    if size > min(total * 8 // 10, 100 * _GB) or free < total // 5:
-        from crossdock.engine.store.gc import default_policies
+    from crossdock.engine.store.upkeep import keep_house
+    from crossdock.errors import StoreError
 
-        engine.store.gc(default_policies(total), cancel=cancel)
+    try:
+        engine.forget()
+        keep_house(engine.store, max_bytes=limit_bytes, spent_s=time.monotonic() - started, cancel=cancel)
+    except (StoreError, Cancelled) as exc:
+        from logging import getLogger
+
+        getLogger(__name__).warning("after the build: %s", exc.summary)
 
 
 def _survey(engine: Engine) -> BootRecord | None:

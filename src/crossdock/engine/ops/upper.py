@@ -290,7 +290,7 @@ def set_xattrs(target: str | int, attributes: Sequence[tuple[str, bytes]]) -> No
         try:
             os.setxattr(target, name, value, follow_symlinks=isinstance(target, int))
         except OSError as exc:
-            if exc.errno not in (errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL, errno.ENOSPC):
+            if exc.errno not in (errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL):
                 raise
 
 

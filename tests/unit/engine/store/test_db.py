@@ -85,7 +85,7 @@ def test_closing_leaves_the_log_for_the_next_opener(tmp_path: Path) -> None:
     assert (tmp_path / "s/metadata.sqlite-wal").stat().st_size > 0
     with Store.open(tmp_path / "s") as store:
         assert store.records.canonical("a") == "b"
-        store.sync()
+        store.db.checkpoint()
         assert (tmp_path / "s/metadata.sqlite-wal").stat().st_size == 0
 
 
