@@ -170,4 +170,7 @@ def _write(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (services.ServiceError, privateapt.AptError) as problem:
+        sys.exit(f"bench: {problem}")
