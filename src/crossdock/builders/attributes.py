@@ -32,11 +32,28 @@ def frontend_attributes(request: BuildRequest) -> dict[str, str]:
         attrs["no-cache"] = ""
     elif request.no_cache_filter:
         attrs["no-cache"] = ",".join(request.no_cache_filter)
-    # The attributes of --resource are spelt without dashes, and memory-swap shorter.
-    resources = {
-        k.replace("memory-swap", "memswap").replace("-", ""): v for k, v in request.resources.items()
+    return {**attrs, **_resources(request)} if request.resources else attrs
+
+
+def _resources(request: BuildRequest) -> dict[str, str]:
+    """The attributes of --resource are spelt without dashes, memory-swap shorter, and sizes are bytes."""
+    return {
+        key.replace("memory-swap", "memswap").replace("-", ""): _in_bytes(key, value)
+        if key in ("memory", "memory-swap")
+        else value
+        for key, value in request.resources.items()
     }
-    return {**attrs, **resources}
+
+
+def _in_bytes(key: str, value: str) -> str:
+    from crossdock.builders.values import parse_bytes
+    from crossdock.errors import UsageError
+
+    try:
+        return str(parse_bytes(value))
+    except UsageError as exc:
+        summary = f"resource {key}: {exc.summary}"
+        raise UsageError(summary, hint=exc.hint) from exc
 
 
 def entitlements(request: BuildRequest) -> tuple[str, ...]:
