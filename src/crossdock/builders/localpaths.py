@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from crossdock.errors import ContextError, UsageError
+from crossdock.errors import ContextError, UsageError, translate
 
-__all__ = ["context_directory", "default_dockerfile", "refuse_bake_contexts"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["LocalFiles", "context_directory", "default_dockerfile", "refuse_bake_contexts"]
 
 
 def context_directory(text: str) -> Path:
@@ -42,3 +47,32 @@ def refuse_bake_contexts(name: str, value: str) -> None:
         raise UsageError(
             summary, hint="use a directory, docker-image://, oci-layout://, https:// or a Git URL"
         )
+
+
+class LocalFiles:
+    """Reads single files of local directories; never leaves them."""
+
+    def __init__(self, directories: Mapping[str, Path]) -> None:
+        self._directories = directories
+
+    def read_file(self, path: str, *, local: str = "context") -> bytes | None:
+        """Return a file; ``None`` when there is none, or when it is not a regular file of the directory.
+
+        Raises: ContextError when it cannot be read.
+        """
+        root = self._directories.get(local)
+        if root is None:
+            return None
+
+        def refuse(exc: BaseException) -> ContextError:
+            return ContextError(f"cannot read {path} of the context {root}: {exc}")
+
+        with translate({OSError: refuse}):
+            try:
+                # os.path.realpath: pathlib's resolve() turns a loop of links into a RuntimeError.
+                found = Path(os.path.realpath(root / path.lstrip("/"), strict=True))
+                if not found.is_relative_to(os.path.realpath(root)) or not found.is_file():
+                    return None
+                return found.read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return None

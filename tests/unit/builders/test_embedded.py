@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from crossdock import errors
-from crossdock.builders.embedded.inputs import LocalFiles, gather
+from crossdock.builders.embedded.inputs import gather
 from crossdock.builders.embedded.outputs import annotation_attrs, plan_outputs, reproducible
 from crossdock.builders.embedded.steps import EventKeeper, shown
 from crossdock.builders.embedded.supported import check_supported
 from crossdock.builders.embedded.wire import Channel, pack_error, unpack_error
+from crossdock.builders.localpaths import LocalFiles
 from crossdock.builders.request import BuildRequest, OutputSpec, SecretSpec
 from crossdock.builders.secrets import check_secrets, secret_reader
 from crossdock.cancel import CancelToken

@@ -8,11 +8,13 @@ from __future__ import annotations
 import base64
 import json
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from crossdock.builders.drivers.base import NodeInfo
 from crossdock.builders.drivers.outputs import plan_outputs
 from crossdock.builders.drivers.plan import make_plan
+from crossdock.builders.drivers.questions import ask, fetch_dockerfile
 from crossdock.builders.result import BuildResult, BuiltIndex
 from crossdock.builders.usage import UsageRecord
 from crossdock.buildkit.session.content import ContentStores
@@ -106,8 +108,13 @@ class BuildKitDriver:
                 summary = "the Docker Engine's classic image store cannot build several platforms at once"
                 hint = "use --builder embedded, or switch the Engine to the containerd image store"
                 raise BuilderError(summary, hint=hint)
+            if request.dockerfile.startswith(("http://", "https://")):
+                text = fetch_dockerfile(client, request, sink, cancel)
+                request = replace(request, dockerfile="", dockerfile_text=text)
             plan = make_plan(request, cancel=cancel, on_error=failures.append, stdin=_stdin(request))
             with plan.stack:
+                if request.call != "build":
+                    return BuildResult(metadata=ask(client, plan, request, sink, cancel))
                 outputs = plan_outputs(request, engine=self.engine, load=self._load)
                 attachables = list(plan.attachables)
                 if outputs.targets:

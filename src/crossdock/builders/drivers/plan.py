@@ -49,6 +49,8 @@ class Plan:
     cache_to: tuple[CacheEntry, ...] = ()
     #: content stores by the name the daemon asks for
     stores: dict[str, LayoutStore] = field(default_factory=dict)
+    #: local directories by the name the daemon asks for
+    directories: dict[str, Path] = field(default_factory=dict)
 
     def options(self) -> SolveOptions:
         """Return the options, exports left out."""
@@ -93,6 +95,7 @@ def _contexts(
     _dockerfile(request, plan, dirs)
     for name, value in request.named_contexts.items():
         plan.attrs[f"context:{name}"] = _named(name, value, dirs, plan.stores)
+    plan.directories = {name: local.path for name, local in dirs.items()}
     if dirs:
         plan.attachables.append(FileSync(dirs, on_error=on_error))
     agents = agent_sockets(implied_ssh(request.context, request.ssh), plan.stack)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from crossdock.builders.layouts import LayoutContext
     from crossdock.builders.request import BuildRequest
 
-__all__ = ["STDIN", "Inputs", "LocalFiles", "gather"]
+__all__ = ["STDIN", "Inputs", "gather"]
 
 #: name of the local directory that holds an archive from standard input
 STDIN = "stdin"
@@ -127,32 +127,3 @@ def _named(name: str, value: str, directories: dict[str, Path], layouts: dict[st
     local = f"context:{name}"
     directories[local] = context_directory(value)
     return f"local:{local}"
-
-
-class LocalFiles:
-    """Reads single files of local directories; never leaves them."""
-
-    def __init__(self, directories: Mapping[str, Path]) -> None:
-        self._directories = directories
-
-    def read_file(self, path: str, *, local: str = "context") -> bytes | None:
-        """Return a file; ``None`` when there is none, or when it is not a regular file of the directory.
-
-        Raises: ContextError when it cannot be read.
-        """
-        root = self._directories.get(local)
-        if root is None:
-            return None
-
-        def refuse(exc: BaseException) -> ContextError:
-            return ContextError(f"cannot read {path} of the context {root}: {exc}")
-
-        with translate({OSError: refuse}):
-            try:
-                # os.path.realpath: pathlib's resolve() turns a loop of links into a RuntimeError.
-                found = Path(os.path.realpath(root / path.lstrip("/"), strict=True))
-                if not found.is_relative_to(os.path.realpath(root)) or not found.is_file():
-                    return None
-                return found.read_bytes()
-            except (FileNotFoundError, NotADirectoryError):
-                return None
