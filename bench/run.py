@@ -27,6 +27,7 @@ import cases
 import contestants
 import emulation
 import measure
+import privateapt
 import services
 
 if TYPE_CHECKING:
