@@ -25,6 +25,9 @@ _RAW_DEFLATE = -15
 # 4 the caller asks for size, and gets zlib.
 _ISAL_LEVEL = {1: 0, 2: 1, 3: 2, 4: 3}
 _ISAL_DEFAULT = 2
+# A Debian system: level 3 takes 0.57 s for 61 MB, level 2 0.43 s for 66 MB; of what hardly compresses level 3 takes six
+# times as long as level 2 for nothing.
+_ZSTD_DEFAULT = 2
 
 
 class BlockCodec(Protocol):
@@ -94,7 +97,7 @@ class _Zstd:
     wants_crc = False
 
     def __init__(self, level: int | None) -> None:
-        self._level = level or 3
+        self._level = level or _ZSTD_DEFAULT
 
     def header(self) -> bytes:
         return b""
