@@ -1,0 +1,137 @@
+"""``crossdock serve`` as a process, and Debian's docker-buildx as its client."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from support.cli import PROGRAM
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from support.cli import Crossdock
+    from support.servers import DockerCli
+
+START_S = 30.0
+
+
+@dataclass
+class Server:
+    """A running server."""
+
+    process: subprocess.Popen[str]
+    socket: Path
+    root: Path
+    log_path: Path
+
+    @property
+    def address(self) -> str:
+        return f"unix://{self.socket}"
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def stop(self) -> int:
+        """End it as a service manager does; returns the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+
+def start(folder: Path, crossdock: Crossdock, *flags: str, env: Mapping[str, str] | None = None) -> Server:
+    """Start a server whose files are in ``folder``, and wait for its socket."""
+    socket, log = folder / "s.sock", folder / "serve.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [PROGRAM, "serve", "--addr", f"unix://{socket}", "--root", str(crossdock.root), *flags],
+            env={**crossdock.environment, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + START_S
+    while not socket.exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(f"crossdock serve did not start:\n{log.read_text()}")
+        time.sleep(0.02)
+    return Server(process, socket, crossdock.root, log)
+
+
+@pytest.fixture
+def server(tmp_path: Path, crossdock: Crossdock) -> Iterator[Server]:
+    """A server with a store of its own; ended, and its end checked, with the case."""
+    running = start(tmp_path, crossdock)
+    yield running
+    if running.process.poll() is None:
+        code = running.stop()
+        assert code == 0, running.log
+    assert "Traceback" not in running.log, running.log
+
+
+@dataclass
+class Buildx:
+    """Debian's buildx with one builder: the server."""
+
+    cli: DockerCli
+    folder: Path
+
+    def __call__(
+        self,
+        *args: str | Path,
+        stdin: bytes | None = None,
+        env: Mapping[str, str] | None = None,
+        check: bool = True,
+        timeout: float = 120,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run it; with ``check`` a failure fails the case and shows what was printed."""
+        done = subprocess.run(
+            [self.cli.buildx, *map(str, args)],
+            cwd=self.folder,
+            env=self._environment(env),
+            input=stdin if stdin is not None else b"",
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+        )
+        out, err = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+        if check and done.returncode != 0:
+            pytest.fail(f"buildx {' '.join(map(str, args))}: exit {done.returncode}\n{out}{err}")
+        return subprocess.CompletedProcess(done.args, done.returncode, out, err)
+
+    def build(self, *args: str | Path, **more: object) -> subprocess.CompletedProcess[str]:
+        """``buildx build --progress plain``."""
+        return self("build", "--progress", "plain", *args, **more)  # type: ignore[arg-type]
+
+    def start(self, *args: str | Path) -> subprocess.Popen[bytes]:
+        """Start it without waiting."""
+        return subprocess.Popen(
+            [self.cli.buildx, *map(str, args)],
+            cwd=self.folder,
+            env=self._environment(None),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def _environment(self, env: Mapping[str, str] | None) -> dict[str, str]:
+        # buildx leaves files in TMPDIR.
+        (self.folder / "buildx-tmp").mkdir(exist_ok=True)
+        return self.cli.environment({"TMPDIR": str(self.folder / "buildx-tmp"), **(env or {})})
+
+
+@pytest.fixture
+def buildx(docker_cli: DockerCli, server: Server, tmp_path: Path) -> Buildx:
+    """The client, whose current builder is the server."""
+    made = Buildx(docker_cli, tmp_path)
+    made("create", "--name", "served", "--use", "--driver", "remote", server.address)
+    return made

@@ -1,0 +1,565 @@
+"""The protocol itself: odd orders, missing fields, cut streams, hostile names, many clients, from a plain gRPC client."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+
+from crossdock.buildkit.proto import (
+    content_pb2,
+    control_pb2,
+    control_pb2_grpc,
+    gateway_pb2,
+    gateway_pb2_grpc,
+    ops_pb2,
+    stat_pb2,
+    wire_pb2,
+)
+from crossdock.buildkit.session.server import Session, control_stream, new_id
+from crossdock.llb.codec import encode_definition, marshal
+from crossdock.llb.graph import Node, Output
+from crossdock.llb.ops import FileAction, FileActionCopy, FileActionMkFile, FileOp, SourceOp
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from integration.server.conftest import Server
+
+pytestmark = pytest.mark.needs("crun", "userns", "overlay")
+
+Packet = wire_pb2.Packet
+DIR = 1 << 31 | 0o755
+
+
+class Client:
+    """A gRPC client without any of a real client's manners."""
+
+    def __init__(self, address: str) -> None:
+        self.channel = grpc.insecure_channel(
+            address.replace("unix://", "unix:"),
+            options=[
+                ("grpc.max_metadata_size", 4 << 20),
+                ("grpc.absolute_max_metadata_size", 8 << 20),
+                ("grpc.default_authority", "localhost"),
+                ("grpc.max_send_message_length", 64 << 20),
+            ],
+        )
+        self.control = control_pb2_grpc.ControlStub(self.channel)
+        self.bridge: Any = gateway_pb2_grpc.LLBBridgeStub(self.channel)
+
+    def solve(self, **fields: Any) -> Any:
+        fields.setdefault("Ref", new_id())
+        return self.control.Solve(control_pb2.SolveRequest(**fields), timeout=60)
+
+    def failure(self, **fields: Any) -> grpc.RpcError:
+        with pytest.raises(grpc.RpcError) as caught:
+            self.solve(**fields)
+        return caught.value
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    made = Client(server.address)
+    yield made
+    made.channel.close()
+
+
+def definition(output: Output | None) -> ops_pb2.Definition:
+    return ops_pb2.Definition.FromString(encode_definition(marshal(output)))
+
+
+def made_file(text: bytes = b"x") -> Output:
+    action = FileAction(action=FileActionMkFile(path="/file", data=text), input=-1, output=0)
+    return Output(Node(FileOp((action,))))
+
+
+def copied(source: Output) -> Output:
+    copy = FileActionCopy(src="/", dest="/", dir_copy_contents=True, allow_wildcard=True)
+    return Output(Node(FileOp((FileAction(action=copy, input=-1, secondary_input=0, output=0),)), [source]))
+
+
+def code(error: grpc.RpcError) -> str:
+    name: str = error.code().name  # type: ignore[attr-defined]
+    return name
+
+
+def text(error: grpc.RpcError) -> str:
+    return str(error.details())  # type: ignore[attr-defined]
+
+
+class TestSolve:
+    def test_an_empty_definition_solves(self, client: Client) -> None:
+        assert dict(client.solve(Definition=definition(made_file())).ExporterResponse) == {}
+
+    def test_an_image_of_a_definition_has_buildkits_keys(self, client: Client) -> None:
+        response = client.solve(
+            Definition=definition(made_file()),
+            Exporters=[control_pb2.Exporter(Type="image", Attrs={"name": "example.com/x:1"})],
+        ).ExporterResponse
+        assert response["containerimage.digest"].startswith("sha256:")
+        assert response["image.name"] == "example.com/x:1"
+
+    @pytest.mark.parametrize(
+        ("fields", "wanted"),
+        [
+            ({"Ref": ""}, "no reference"),
+            ({"Frontend": "nope"}, "invalid frontend"),
+            ({"Definition": ops_pb2.Definition(**{"def": [b"\xff\xff\xff"]})}, "malformed"),
+            ({"Definition": ops_pb2.Definition(**{"def": [b""]})}, "malformed"),
+            ({"Frontend": "gateway.v0"}, "no source specified"),
+            ({"Frontend": "dockerfile.v0", "FrontendAttrs": {"platform": "a/b/c/d"}}, "a/b/c/d"),
+            ({"Frontend": "dockerfile.v0", "FrontendAttrs": {"frontend.caps": "x.y"}}, "x.y"),
+            ({"Frontend": "dockerfile.v0"}, "no active session"),
+            ({"CompatibilityVersion": 999}, "compatibility version 999"),
+            ({"Entitlements": ["security.insecure"]}, "security.insecure"),
+            ({"SourcePolicySession": "x"}, "source policies"),
+            ({"EnableSessionExporter": True}, "chosen by the client"),
+        ],
+    )  # fmt: skip
+    def test_a_wrong_request_is_refused_with_a_sentence(
+        self, client: Client, fields: dict[str, Any], wanted: str
+    ) -> None:
+        assert wanted in text(client.failure(**fields))
+
+    @pytest.mark.parametrize(
+        ("kind", "attrs", "wanted"),
+        [
+            ("nope", {}, "nope"),
+            ("local", {"dest": "/etc"}, "dest"),
+            ("tar", {"dest": "/etc/passwd"}, "dest"),
+            ("oci", {"dest": "/tmp/x", "tar": "false"}, "dest"),
+        ],
+    )
+    def test_an_output_never_goes_to_a_path_of_the_server(
+        self, client: Client, kind: str, attrs: dict[str, str], wanted: str
+    ) -> None:
+        exporter = control_pb2.Exporter(Type=kind, Attrs=attrs)
+        assert wanted in text(client.failure(Definition=definition(made_file()), Exporters=[exporter]))
+
+    def test_a_definition_that_refers_to_itself_is_refused(self, client: Client) -> None:
+        pb = definition(copied(made_file()))
+        # The last op names the result; let it name itself by leaving the rest out.
+        del pb.metadata[next(iter(pb.metadata))]
+        broken = ops_pb2.Definition(**{"def": [getattr(pb, "def")[-1]]})
+        assert "missing" in text(client.failure(Definition=broken))
+
+    def test_an_unknown_field_of_an_op_is_unimplemented(self, client: Client) -> None:
+        pb = definition(made_file())
+        ops = list(getattr(pb, "def"))
+        op = ops_pb2.Op.FromString(ops[0]).SerializeToString() + b"\xf2\x7f\x01x"  # field 2046
+        import hashlib
+
+        digest = "sha256:" + hashlib.sha256(op).hexdigest()
+        last = ops_pb2.Op(inputs=[ops_pb2.Input(digest=digest)]).SerializeToString()
+        error = client.failure(Definition=ops_pb2.Definition(**{"def": [op, last]}))
+        assert code(error) == "UNIMPLEMENTED"
+        assert "2046" in text(error)
+
+    def test_a_deep_definition_is_no_deeper_than_the_stack(self, client: Client) -> None:
+        output = made_file()
+        for _ in range(1500):
+            output = Output(
+                Node(
+                    FileOp((FileAction(action=FileActionMkFile(path="/f", data=b""), input=0, output=0),)),
+                    [output],
+                )
+            )
+        client.solve(Definition=definition(output))
+
+    def test_a_huge_message_is_refused_and_the_server_goes_on(self, client: Client) -> None:
+        error = client.failure(FrontendAttrs={"x": "y" * (20 << 20)})
+        assert code(error) == "RESOURCE_EXHAUSTED"
+        client.solve(Definition=definition(made_file()))
+
+    def test_the_same_reference_twice_at_once_is_refused(self, client: Client) -> None:
+        ref = new_id()
+        waiting = client.control.Solve.future(control_pb2.SolveRequest(Ref=ref))
+        _ping(client, ref)
+        assert "exists" in text(client.failure(Ref=ref))
+        waiting.cancel()
+
+
+class TestStatus:
+    def test_a_client_that_attaches_late_sees_everything(self, client: Client) -> None:
+        ref = new_id()
+        client.solve(Ref=ref, Definition=definition(made_file(b"late")))
+        seen = list(client.control.Status(control_pb2.StatusRequest(Ref=ref), timeout=10))
+        assert any(v.HasField("completed") for s in seen for v in s.vertexes)
+
+    def test_a_client_that_attaches_early_is_waited_for(self, client: Client) -> None:
+        ref = new_id()
+        stream = client.control.Status(control_pb2.StatusRequest(Ref=ref), timeout=20)
+        time.sleep(0.3)
+        client.solve(Ref=ref, Definition=definition(made_file(b"early")))
+        assert any(v.completed.seconds for s in stream for v in s.vertexes)
+
+    def test_an_unknown_build_is_not_found(self, client: Client) -> None:
+        with pytest.raises(grpc.RpcError) as caught:
+            list(client.control.Status(control_pb2.StatusRequest(Ref="nope"), timeout=20))
+        assert code(caught.value) == "NOT_FOUND"
+
+
+def _ping(client: Client, ref: str) -> Any:
+    return client.bridge.Ping(
+        gateway_pb2.PingRequest(), metadata=(("buildkit-controlapi-buildid", ref),), timeout=20
+    )
+
+
+class TestGateway:
+    @pytest.fixture
+    def build(self, client: Client) -> Iterator[Build]:
+        ref = new_id()
+        solve = client.control.Solve.future(control_pb2.SolveRequest(Ref=ref))
+        made = Build(client, ref, solve)
+        made.call("Ping", gateway_pb2.PingRequest())
+        yield made
+        solve.cancel()
+
+    def test_capabilities_are_announced(self, build: Build) -> None:
+        pong = build.call("Ping", gateway_pb2.PingRequest())
+        caps = {c.ID for c in pong.LLBCaps}
+        assert {"mergeop", "source.local", "exec.mount.secret"} <= caps
+        assert pong.Workers[0].platforms
+
+    def test_files_of_a_result_are_read(self, build: Build) -> None:
+        ref = build.solved(made_file(b"0123456789"))
+        whole = build.call("ReadFile", gateway_pb2.ReadFileRequest(Ref=ref, FilePath="/file"))
+        part = gateway_pb2.ReadFileRequest(
+            Ref=ref, FilePath="file", Range=gateway_pb2.FileRange(Offset=3, Length=4)
+        )
+        assert whole.Data == b"0123456789"
+        assert build.call("ReadFile", part).Data == b"3456"
+        listed = build.call("ReadDir", gateway_pb2.ReadDirRequest(Ref=ref, DirPath="/"))
+        assert [e.path for e in listed.entries] == ["file"]
+        assert build.call("StatFile", gateway_pb2.StatFileRequest(Ref=ref, Path="/file")).stat.size == 10
+
+    @pytest.mark.parametrize("path", ["/nope", "../../../etc/passwd", "/file/x"])
+    def test_a_path_that_is_not_there_is_not_found(self, build: Build, path: str) -> None:
+        ref = build.solved(made_file())
+        with pytest.raises(grpc.RpcError) as caught:
+            build.call("ReadFile", gateway_pb2.ReadFileRequest(Ref=ref, FilePath=path))
+        assert "no such file" in text(caught.value)
+
+    def test_a_result_is_a_definition_to_build_on(self, build: Build) -> None:
+        answer = build.call(
+            "Solve",
+            gateway_pb2.SolveRequest(
+                Definition=definition(made_file(b"base")), allowResultReturn=True, allowResultArrayRef=True
+            ),
+        )
+        again = gateway_pb2.SolveRequest(
+            Definition=getattr(answer.result.ref, "def"), allowResultReturn=True, allowResultArrayRef=True
+        )
+        ref = build.call("Solve", again).result.ref.id
+        assert build.call("ReadFile", gateway_pb2.ReadFileRequest(Ref=ref, FilePath="/file")).Data == b"base"
+
+    def test_a_returned_result_ends_the_build(self, build: Build) -> None:
+        ref = build.solved(made_file())
+        result = gateway_pb2.Result(ref=gateway_pb2.Ref(id=ref))
+        build.call("Return", gateway_pb2.ReturnRequest(result=result))
+        assert build.solve.result(20) is not None
+
+    def test_an_empty_return_ends_the_build(self, build: Build) -> None:
+        build.call("Return", gateway_pb2.ReturnRequest())
+        assert dict(build.solve.result(20).ExporterResponse) == {}
+
+    def test_a_second_return_is_refused(self, build: Build) -> None:
+        ref = build.solved(made_file())
+        with pytest.raises(grpc.RpcError):
+            build.call(
+                "Return",
+                gateway_pb2.ReturnRequest(result=gateway_pb2.Result(ref=gateway_pb2.Ref(id="unknown"))),
+            )
+        build.call(
+            "Return", gateway_pb2.ReturnRequest(result=gateway_pb2.Result(ref=gateway_pb2.Ref(id=ref)))
+        )
+        build.solve.result(20)
+        with pytest.raises(grpc.RpcError):
+            build.call("Return", gateway_pb2.ReturnRequest())
+
+    def test_a_returned_error_becomes_the_builds(self, build: Build) -> None:
+        error = gateway_pb2.ReturnRequest()
+        error.error.code, error.error.message = 9, "the frontend gave up"
+        build.call("Return", error)
+        with pytest.raises(grpc.RpcError) as caught:
+            build.solve.result(20)
+        assert text(caught.value) == "the frontend gave up"
+        assert code(caught.value) == "FAILED_PRECONDITION"
+
+    def test_a_warning_is_shown(self, build: Build, client: Client) -> None:
+        build.call("Warn", gateway_pb2.WarnRequest(digest="sha256:" + "0" * 64, level=1, short=b"careful"))
+        build.call("Return", gateway_pb2.ReturnRequest())
+        build.solve.result(20)
+        seen = list(client.control.Status(control_pb2.StatusRequest(Ref=build.ref), timeout=10))
+        assert [w.short for s in seen for w in s.warnings] == [b"careful"]
+
+    @pytest.mark.parametrize(
+        ("method", "request_"),
+        [
+            ("Evaluate", gateway_pb2.EvaluateRequest(Ref="nope")),
+            ("ReadFile", gateway_pb2.ReadFileRequest(Ref="nope", FilePath="/")),
+            ("ReadDir", gateway_pb2.ReadDirRequest()),
+            ("ResolveImageConfig", gateway_pb2.ResolveImageConfigRequest(Ref="://")),
+            ("ResolveSourceMeta", gateway_pb2.ResolveSourceMetaRequest()),
+        ],
+    )  # fmt: skip
+    def test_what_names_nothing_is_refused(self, build: Build, method: str, request_: Any) -> None:
+        with pytest.raises(grpc.RpcError) as caught:
+            build.call(method, request_)
+        assert code(caught.value) != "INTERNAL", text(caught.value)
+
+    def test_a_call_without_a_build_is_refused(self, client: Client) -> None:
+        with pytest.raises(grpc.RpcError) as caught:
+            client.bridge.Ping(gateway_pb2.PingRequest(), timeout=10)
+        assert "no buildid" in text(caught.value)
+
+
+class Build:
+    """A build whose frontend is the test."""
+
+    def __init__(self, client: Client, ref: str, solve: Any) -> None:
+        self.client = client
+        self.ref = ref
+        self.solve = solve
+
+    def call(self, method: str, request: Any) -> Any:
+        metadata = (("buildkit-controlapi-buildid", self.ref),)
+        return getattr(self.client.bridge, method)(request, metadata=metadata, timeout=30)
+
+    def solved(self, output: Output) -> str:
+        request = gateway_pb2.SolveRequest(
+            Definition=definition(output), allowResultReturn=True, allowResultArrayRef=True
+        )
+        return str(self.call("Solve", request).result.ref.id)
+
+
+class Sync:
+    """A session's FileSync service that sends what it is told to."""
+
+    methods = ("/moby.filesync.v1.FileSync/DiffCopy",)
+
+    def __init__(self, send: Callable[[Iterator[Any]], Iterator[Any]]) -> None:
+        self._send = send
+
+    def register(self, server: grpc.Server, /) -> None:
+        handler = grpc.stream_stream_rpc_method_handler(
+            lambda requests, _context: self._send(requests),
+            request_deserializer=Packet.FromString,
+            response_serializer=Packet.SerializeToString,
+        )
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler("moby.filesync.v1.FileSync", {"DiffCopy": handler}),)
+        )
+
+
+def stats(*entries: tuple[str, int] | stat_pb2.Stat) -> list[Any]:
+    records = [e if isinstance(e, stat_pb2.Stat) else stat_pb2.Stat(path=e[0], mode=e[1]) for e in entries]
+    return [Packet(type=Packet.PACKET_STAT, stat=r) for r in records]
+
+
+def sync_build(
+    client: Client,
+    send: Callable[[Iterator[Any]], Iterator[Any]],
+    output: Callable[[Output], Output] = copied,
+) -> None:
+    """Build a local directory that a session of ours sends."""
+    session = Session()
+    session.allow(Sync(send))
+    session.start(control_stream(client.control))
+    try:
+        local = Output(Node(SourceOp("local://context", {"local.session": session.id})))
+        client.solve(Session=session.id, Definition=definition(output(local)))
+    finally:
+        session.close()
+
+
+class TestHostileDirectories:
+    @pytest.mark.parametrize(
+        ("packets", "wanted"),
+        [
+            (stats(("../up", 0o644)), "not one below"),
+            (stats(("/etc", DIR)), "not one below"),
+            (stats(("a/../b", 0o644)), "not one below"),
+            (stats(("", 0o644)), "not one below"),
+            (stats(("a//b", 0o644)), "not one below"),
+            (stats(("b", DIR), ("a", DIR)), "out of order"),
+            (stats(("a", DIR), ("a", DIR)), "out of order"),
+            (stats(("a/b", 0o644)), "without its directory"),
+            (stats(stat_pb2.Stat(path="a", mode=1 << 27, linkname="/etc"), ("a/passwd", 0o644)), "without its directory"),
+            (stats(stat_pb2.Stat(path="a", mode=0o644, linkname="/etc/passwd")), "hard link"),
+            (stats(stat_pb2.Stat(path="a", mode=1 << 26 | 1 << 21, devmajor=1, devminor=3)), "device"),
+            ([Packet(type=Packet.PACKET_DATA, ID=7, data=b"x")], "not asked for"),
+            ([Packet(type=Packet.PACKET_REQ, ID=7)], "unexpected packet"),
+            ([Packet(type=Packet.PACKET_ERR, data=b"disk on fire")], "disk on fire"),
+            ([], "ended before"),
+        ],
+    )  # fmt: skip
+    def test_a_hostile_sender_is_refused(self, client: Client, packets: Sequence[Any], wanted: str) -> None:
+        with pytest.raises(grpc.RpcError) as caught:
+            sync_build(client, lambda _requests: iter(packets))
+        assert wanted in text(caught.value)
+
+    def test_a_link_out_of_the_directory_is_a_link_in_it(self, client: Client) -> None:
+        def send(requests: Iterator[Any]) -> Iterator[Any]:
+            yield from stats(stat_pb2.Stat(path="link", mode=1 << 27 | 0o777, linkname="/etc/passwd"))
+            yield Packet(type=Packet.PACKET_STAT)
+            for packet in requests:
+                if packet.type == Packet.PACKET_FIN:
+                    yield Packet(type=Packet.PACKET_FIN)
+                    return
+
+        def followed(local: Output) -> Output:
+            copy = FileActionCopy(src="/link", dest="/copy", follow_symlink=True)
+            action = FileAction(action=copy, input=-1, secondary_input=0, output=0)
+            return Output(Node(FileOp((action,)), [local]))
+
+        with pytest.raises(grpc.RpcError) as caught:
+            sync_build(client, send, followed)
+        assert "not found" in text(caught.value)
+
+    def test_a_sender_that_vanishes_fails_its_build_alone(self, client: Client) -> None:
+        session = Session()
+
+        def send(_requests: Iterator[Any]) -> Iterator[Any]:
+            yield from stats(("a", DIR))
+            session.close()
+
+        session.allow(Sync(send))
+        session.start(control_stream(client.control))
+        local = Output(Node(SourceOp("local://context", {"local.session": session.id})))
+        error = client.failure(Session=session.id, Definition=definition(copied(local)))
+        assert "session" in text(error)
+        client.solve(Definition=definition(made_file()))
+
+
+class TestSessions:
+    def test_a_session_needs_a_name_of_its_own(self, client: Client) -> None:
+        first = Session()
+        first.start(control_stream(client.control))
+        second = Session()
+        second.id = first.id
+        stream = client.control.Session(iter(()), metadata=second.headers, timeout=10)
+        try:
+            with pytest.raises(grpc.RpcError) as caught:
+                list(stream)
+            assert "already exists" in text(caught.value)
+        finally:
+            first.close()
+
+    def test_rubbish_instead_of_http2_ends_the_session(self, client: Client) -> None:
+        message = control_pb2.BytesMessage(data=b"GET / HTTP/1.1\r\n\r\n" * 100)
+        stream = client.control.Session(
+            iter([message]), metadata=(("x-docker-expose-session-uuid", new_id()),), timeout=20
+        )
+        list(stream)
+        client.solve(Definition=definition(made_file()))
+
+
+class TestHistory:
+    def test_records_are_listed_pinned_and_deleted(self, client: Client) -> None:
+        ref = new_id()
+        client.solve(Ref=ref, Definition=definition(made_file(b"history")))
+        events = self.listed(client)
+        assert [e.record.Ref for e in events] == [ref]
+        record = events[0].record
+        data = b"".join(
+            r.data for r in self.content(client)(content_pb2.ReadContentRequest(digest=record.logs.digest))
+        )
+        assert int.from_bytes(data[:4], "little") + 4 <= len(data) == record.logs.size
+        client.control.UpdateBuildHistory(control_pb2.UpdateBuildHistoryRequest(Ref=ref, Pinned=True))
+        assert self.listed(client)[0].record.pinned
+        client.control.UpdateBuildHistory(control_pb2.UpdateBuildHistoryRequest(Ref=ref, Delete=True))
+        assert not self.listed(client)
+
+    def test_an_error_is_in_the_record(self, client: Client) -> None:
+        client.failure(Frontend="nope")
+        assert "invalid frontend" in self.listed(client)[0].record.error.message
+
+    def test_internal_builds_leave_no_record(self, client: Client) -> None:
+        client.solve(Definition=definition(made_file()), Internal=True)
+        assert not self.listed(client)
+
+    def test_a_listener_hears_of_builds(self, client: Client) -> None:
+        seen: list[Any] = []
+        stream = client.control.ListenBuildHistory(control_pb2.BuildHistoryRequest(ActiveOnly=True))
+        ready = threading.Event()
+
+        def listen() -> None:
+            try:
+                stream.initial_metadata()
+                ready.set()
+                seen.extend(stream)
+            except grpc.RpcError:
+                return
+
+        thread = threading.Thread(target=listen)
+        thread.start()
+        assert ready.wait(10)
+        time.sleep(0.2)
+        client.solve(Definition=definition(made_file()))
+        time.sleep(0.3)
+        stream.cancel()
+        thread.join(10)
+        assert [e.type for e in seen] == [control_pb2.STARTED, control_pb2.COMPLETE]
+
+    @staticmethod
+    def listed(client: Client) -> list[Any]:
+        request = control_pb2.BuildHistoryRequest(EarlyExit=True)
+        return list(client.control.ListenBuildHistory(request, timeout=10))
+
+    @staticmethod
+    def content(client: Client) -> Any:
+        return client.channel.unary_stream(
+            "/containerd.services.content.v1.Content/Read",
+            request_serializer=content_pb2.ReadContentRequest.SerializeToString,
+            response_deserializer=content_pb2.ReadContentResponse.FromString,
+        )
+
+
+class TestManyClients:
+    def test_two_hundred_clients_are_all_served(self, server: Server) -> None:
+        def one(number: int) -> None:
+            client = Client(server.address)
+            try:
+                client.solve(Definition=definition(made_file(b"%d" % (number % 10))))
+            finally:
+                client.channel.close()
+
+        with ThreadPoolExecutor(200) as pool:
+            list(pool.map(one, range(200)))
+
+    def test_the_same_work_of_many_clients_is_done_once(self, client: Client) -> None:
+        refs = [new_id() for _ in range(20)]
+        with ThreadPoolExecutor(20) as pool:
+            pb = definition(copied(made_file(b"shared")))
+            list(pool.map(lambda ref: client.solve(Ref=ref, Definition=pb), refs))
+        assert len(client.control.DiskUsage(control_pb2.DiskUsageRequest()).record) < 10
+
+
+def test_workers_are_filtered(client: Client) -> None:
+    listed = client.control.ListWorkers(control_pb2.ListWorkersRequest())
+    name = listed.record[0].ID
+    for filters, count in (([f"id=={name}"], 1), (["id==nope"], 0), ([f"id!={name}"], 0)):
+        found = client.control.ListWorkers(control_pb2.ListWorkersRequest(filter=filters))
+        assert len(found.record) == count, filters
+
+
+def test_health_is_serving(client: Client) -> None:
+    check: Any = client.channel.unary_unary("/grpc.health.v1.Health/Check")
+    assert check(b"", timeout=10) == b"\x08\x01"
+
+
+def test_prune_leaves_nothing_that_is_not_used(client: Client, tmp_path: Path) -> None:
+    client.solve(Definition=definition(made_file(b"to be pruned")))
+    before = client.control.DiskUsage(control_pb2.DiskUsageRequest()).record
+    removed = list(client.control.Prune(control_pb2.PruneRequest(all=True), timeout=30))
+    assert before
+    assert removed
+    assert json.dumps(sorted(r.ID for r in removed))
