@@ -52,6 +52,10 @@ class ClientLayouts(Mapping[str, "Callable[[Digest], BinaryIO]"]):
     def __len__(self) -> int:
         return 0
 
+    def __bool__(self) -> bool:
+        # What there is cannot be listed, only asked for.
+        return True
+
 
 class _Reader(io.RawIOBase):
     """A blob of a client's store as a file."""
