@@ -5,6 +5,7 @@ Spec: moby/buildkit ``solver/llbsolver/ops/exec.go``.
 
 from __future__ import annotations
 
+import os
 import posixpath
 import time
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from crossdock.engine.cache.select import Selector
 from crossdock.engine.ops.base import BaseOp, selector_digest
 from crossdock.engine.ops.keying import exec_fields, platform_fields
 from crossdock.engine.solver import CacheMap, InputKey, KeyHasher
-from crossdock.errors import NotSupported, SolveError, StepFailed
+from crossdock.errors import NotSupported, SolveError, StepFailed, StoreFull
 from crossdock.llb.ops import SKIP_OUTPUT, ContentCache, ExecOp, MountType, NetMode, SecurityMode
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["ExecSolverOp"]
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: what the C library says of ENOSPC, and the room in which a program may say so of the store's disk
+_FULL, _FULL_BYTES, _NO_BYTES = "No space left on device", 64 << 20, 1 << 20
+_FULL_HINT = "no space left on the disk of the store: free some space, or run `crossdock prune`"
 _UNKEYED = (MountType.SECRET, MountType.SSH, MountType.TMPFS)
 
 
@@ -207,7 +211,8 @@ class ExecSolverOp(BaseOp):
         if result.explanation:
             what = f"{result.explanation} ({what})"
         summary = f'process "{command}" did not complete successfully: {what}'
-        return StepFailed(
+        full = self._store_is_full(said=any(_FULL in line for line in tail))
+        error = StepFailed(
             summary,
             step_exit_code=result.exit_code,
             command=self.op.meta.args,
@@ -215,9 +220,17 @@ class ExecSolverOp(BaseOp):
             vertex=self.vertex,
             vertex_name=self.node.name or command,
             platform=str(self.platform),
-            hint=result.hint or None,
+            hint=_FULL_HINT if full else result.hint or None,
             source=self.node.source,
         )
+        if full:
+            error.exit_code = StoreFull.exit_code
+        return error
+
+    def _store_is_full(self, *, said: bool) -> bool:
+        """Whether the store's disk is why a step failed; with no word of it, only when there is no room at all."""
+        disk = os.statvfs(self.env.store.root)
+        return disk.f_bavail * disk.f_frsize < (_FULL_BYTES if said else _NO_BYTES)
 
     def _error(self, *, summary: str, hint: str | None = None) -> SolveError:
         return SolveError(

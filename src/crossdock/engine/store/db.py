@@ -7,6 +7,7 @@ database is consistent. A process that dies loses nothing it committed.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import sqlite3
@@ -94,12 +95,14 @@ class Database:
         with rim("open the store's metadata"):
             self._write_fd = os.open(write_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
+                _check_room(self._path)
                 self._connection = _connect(self._path)
-            except sqlite3.Error:
+            except (sqlite3.Error, OSError):
                 os.close(self._write_fd)
                 raise
             try:
                 self._prepare()
+                _reserve_index(self._path)
             except BaseException:
                 self.close()
                 raise
@@ -230,6 +233,36 @@ def _run_script(connection: sqlite3.Connection, script: str) -> None:
 # one.
 _open_lock = threading.Lock()
 _open_count: dict[str, int] = {}
+# Descriptors of the logs' indices, for the same reason kept as long.
+_indices: dict[str, int] = {}
+#: SQLite makes an index in pieces of this size; one piece is enough for four times the log of _LOG_BYTES
+_INDEX_BYTES = 32 << 10
+
+
+def _has_small_blocks(path: str) -> bool:
+    """Whether a page of memory is several blocks of the file system: SQLite then leaves holes in the index that it maps.
+
+    A page of a hole is allocated when it is first written to; on a full disk that is a SIGBUS.
+    """
+    return os.statvfs(os.path.dirname(path)).f_frsize < os.sysconf("SC_PAGE_SIZE")
+
+
+def _check_room(path: str) -> None:
+    """Refuse to open where SQLite would be killed. Raises: OSError."""
+    if _has_small_blocks(path):
+        disk = os.statvfs(os.path.dirname(path))
+        if disk.f_bavail * disk.f_frsize < 2 * _INDEX_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+
+def _reserve_index(path: str) -> None:
+    """Fill the holes of the index of an open database. Raises: OSError."""
+    if not _has_small_blocks(path):
+        return
+    with _open_lock:
+        if path not in _indices:
+            _indices[path] = os.open(f"{path}-shm", os.O_RDWR | os.O_CLOEXEC)
+        os.posix_fallocate(_indices[path], 0, _INDEX_BYTES)
 
 
 def _connect(path: str) -> sqlite3.Connection:
@@ -259,5 +292,7 @@ def _disconnect(connection: sqlite3.Connection, path: str) -> None:
             lock = struct.pack("hhqqi", fcntl.F_RDLCK, os.SEEK_SET, _SHARED_FIRST, _SHARED_SIZE, 0)
             fcntl.fcntl(guard, fcntl.F_OFD_SETLK, lock)
         connection.close()
-        if guard >= 0:
-            os.close(guard)
+        index = _indices.pop(path, -1)
+        for fd in (guard, index):
+            if fd >= 0:
+                os.close(fd)
