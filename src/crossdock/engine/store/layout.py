@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING
 from crossdock.engine.store import hooks
 from crossdock.engine.store.rim import rim
 from crossdock.errors import StoreError
+from crossdock.linux import spread_subdirectories
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -140,6 +142,10 @@ class Layout:
         for folder in _FOLDERS:
             (self.root / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
         probe_xattrs(self.layers)
+        # For a minute ext4 does not use the inodes of removed files again, and looks at each of them whenever it makes
+        # a file near by: ten times slower after a prune. Layers far from each other do not suffer from that.
+        with contextlib.suppress(OSError):
+            spread_subdirectories(self.layers)
         refill_ballast(self.ballast)
         temporary = self.root / "version.new"
         temporary.write_text(f"{_MAGIC}{LAYOUT_VERSION}\n", "ascii")

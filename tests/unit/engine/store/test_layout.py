@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import sqlite3
+import struct
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from crossdock import linux
 from crossdock.engine.store import Store, default_root, layout
 from crossdock.errors import StoreError
 
@@ -175,3 +178,23 @@ def test_an_older_database_is_brought_up_to_date(tmp_path: Path, cancel: CancelT
 def schema(store: Store) -> dict[str, list[object]]:
     tables = [name for (name,) in store.db.all("SELECT name FROM sqlite_master WHERE type='table'")]
     return {name: store.db.all(f"PRAGMA table_info({name})") for name in tables}
+
+
+def test_layers_are_placed_far_from_each_other_where_the_file_system_can(tmp_path: Path) -> None:
+    try:
+        linux.spread_subdirectories(tmp_path)
+    except OSError:
+        pytest.skip("this file system places directories as it likes")
+    root = tmp_path / "store"
+    layout.Layout(root).ensure()
+    assert _flags(root / "layers") & 0x20000
+    assert not _flags(root / "content") & 0x20000
+
+
+def _flags(path: Path) -> int:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        (flags,) = struct.unpack("l", fcntl.ioctl(fd, 0x80086601, bytes(8)))
+    finally:
+        os.close(fd)
+    return int(flags)
