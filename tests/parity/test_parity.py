@@ -157,7 +157,8 @@ CASES = {
         ENV X=1
         """
     ),
-    "nothing": Case("FROM scratch\nLABEL a=b\n"),
+    # the tar exporter of 0.8 writes no archive for an empty image
+    "nothing": Case("FROM scratch\nLABEL a=b\n", new=True),
     "targets": Case(
         """
         FROM $base AS first
@@ -179,7 +180,8 @@ CASES = {
         RUN --mount=type=tmpfs,target=/tmp/t touch /tmp/t/x
         RUN --mount=type=secret,id=none,target=/sec/ret true
         RUN --mount=target=/ctx ls -A /ctx | sort > /names
-        """
+        """,
+        new=True,  # 0.8 leaves the mount points in the image
     ),
     "heredocs": Case(
         """
@@ -253,9 +255,9 @@ def _write(pair: Pair, text: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_equal(pair: Pair, name: str, request: pytest.FixtureRequest) -> None:
+def test_equal(pair: Pair, name: str) -> None:
     case = CASES[name]
-    if case.new and "20.10" in request.node.name:
+    if case.new and pair.old:
         pytest.skip("newer than BuildKit 0.8")
     _write(pair, case.text)
     theirs, ours = pair.theirs(name, *case.args), pair.ours(name, *case.args)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["agent_sockets", "implied_ssh"]
 
 _TIMEOUT_S = 20.0
+_MAX_FOLDER_BYTES = 70
 
 
 def implied_ssh(context: str, given: tuple[str, ...]) -> tuple[str, ...]:
@@ -75,7 +76,9 @@ def _agent(spec: str, paths: list[str], stack: ExitStack) -> Path:
 @contextmanager
 def _own_agent(spec: str, keys: list[Path]) -> Iterator[Path]:
     """Run an agent that knows ``keys``."""
-    with tempfile.TemporaryDirectory(prefix="crossdock-ssh-") as folder:
+    # The path of a socket has 107 bytes at most.
+    where = "/tmp" if len(os.fsencode(tempfile.gettempdir())) > _MAX_FOLDER_BYTES else None  # noqa: S108
+    with tempfile.TemporaryDirectory(prefix="crossdock-ssh-", dir=where) as folder:
         socket = Path(folder) / "agent"
         # ssh-agent becomes the command, and the agent its child, which ends when the command does. The command
         # ends when its standard input does, and that is a pipe of ours.

@@ -155,7 +155,9 @@ def _finish(
     if mode not in ("quiet", "none", "rawjson"):
         print_warnings(result, debug=debug)
     if request.call != "build":
-        return _print_call(result, request.call)
+        from crossdock.cli.answers import print_answer
+
+        return print_answer(result.metadata, request.call)
     if mode == "quiet" and result.image_id:
         sys.stdout.write(result.image_id + "\n")
     if mode not in ("quiet", "none", "rawjson") and not request.outputs:
@@ -164,15 +166,3 @@ def _finish(
             "--load to load it into docker, or -o to write it.\n"
         )
     return 0
-
-
-def _print_call(result: BuildResult, call: str) -> int:
-    """Print the answer to ``--call=METHOD[,format=json][,ignorestatus=true]``; its status is the exit code."""
-    options = {
-        key: value or "true" for key, _, value in (item.partition("=") for item in call.split(",")[1:])
-    }
-    text = str(result.metadata.get("result.json" if options.get("format") == "json" else "result.txt", ""))
-    sys.stdout.write(text if text.endswith("\n") or not text else text + "\n")
-    if options.get("ignorestatus", "false") in ("true", "1"):
-        return 0
-    return int(result.metadata.get("result.statuscode", 0) or 0)

@@ -122,6 +122,16 @@ class TestKeys:
         assert "ssh-add" in (caught.value.hint or "")
         assert list((tmp_path / "tmp").iterdir()) == []
 
+    def test_a_long_path_of_temporary_files_does_not_matter(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        make_key(tmp_path / "key")
+        folder = tmp_path / ("long" * 25)
+        folder.mkdir()
+        monkeypatch.setattr("tempfile.tempdir", os.fspath(folder))
+        with ExitStack() as stack:
+            assert listed(agent_sockets((f"id={tmp_path}/key",), stack)["id"])
+
     def test_without_ssh_agent_the_package_is_named(
         self, tmp_path: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from crossdock.builders.drivers.base import NodeInfo
@@ -22,6 +21,7 @@ from crossdock.buildkit.session.filesend import FileSend
 from crossdock.buildkit.solve import SolveOptions, solve
 from crossdock.errors import BuilderError, CrossdockError
 from crossdock.progress import VertexWarning
+from crossdock.record import replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
