@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from crossdock.builds.steps import shown
 from crossdock.errors import UsageError
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -18,7 +19,18 @@ if TYPE_CHECKING:
     from crossdock.image.platform import Platform
     from crossdock.progress.events import EventSink
 
-__all__ = ["EngineImages"]
+__all__ = ["EngineImages", "ResolvedSource"]
+
+
+class ResolvedSource(NamedTuple):
+    """An image that something was made of, or that was asked about."""
+
+    ref: str
+    platform: Platform | None
+    #: of the index when there is one
+    digest: str
+    #: from an OCI layout rather than a registry
+    local: bool = False
 
 
 class EngineImages:
@@ -36,13 +48,17 @@ class EngineImages:
         self._sink = sink
         self._cancel = cancel
         self._layouts = layouts or {}
+        #: every image that was resolved, for provenance; appended to only
+        self.resolved: list[ResolvedSource] = []
 
     def resolve_image(self, ref: str, *, platform: Platform, mode: str, log_name: str) -> ResolvedImage:
         """Resolve a reference."""
         with shown(self._sink, log_name):
-            return self._engine.resolve_image_config(
+            found = self._engine.resolve_image_config(
                 ref, platform=platform, mode=mode, sink=self._sink, cancel=self._cancel
             )
+        self.resolved.append(ResolvedSource(ref, platform, found.digest))
+        return found
 
     def resolve_oci_layout(self, ref: str, *, store: str, platform: Platform, log_name: str) -> ResolvedImage:
         """Find an image of a layout."""
@@ -51,6 +67,8 @@ class EngineImages:
             summary = f"no OCI layout was given under the name {store}"
             raise UsageError(summary)
         with shown(self._sink, log_name):
-            return self._engine.resolve_layout_config(
+            found = self._engine.resolve_layout_config(
                 ref, open_blob=open_blob, platform=platform, cancel=self._cancel
             )
+        self.resolved.append(ResolvedSource(ref, platform, found.digest, local=True))
+        return found

@@ -427,11 +427,32 @@ class Engine:
         return self._shared.sandbox()
 
     def mounted(
-        self, layers: Sequence[LayerId], *, sink: EventSink, cancel: CancelToken
+        self,
+        layers: Sequence[LayerId],
+        *,
+        above: Sequence[Path] = (),
+        sink: EventSink,
+        cancel: CancelToken,
     ) -> AbstractContextManager[Path]:
-        """Show layers as one read-only file system, for the length of a block."""
+        """Show layers, and directories above them, as one read-only file system, for the length of a block."""
         directories = self.directories(layers, "", sink, cancel)
-        return self.sandbox().mounted(directories, upper=None, work=None)
+        return self.sandbox().mounted([*directories, *above], upper=None, work=None)
+
+    # --- what attestations tell ---
+
+    def pin(self, vertex: str) -> str:
+        """Return what a source vertex turned out to be: the digest of an image or file, a commit; ``""`` if unknown."""
+        return self._shared.pins.get(vertex, "")
+
+    def outputs_of(self, keyed: Sequence[KeyedVertex]) -> dict[str, list[tuple[LayerId, ...]]]:
+        """Return the layers of each output of vertices that were solved, by digest of the vertex, as far as known."""
+        found: dict[str, list[tuple[LayerId, ...]]] = {}
+        for vertex in keyed:
+            record = self._shared.keys.lookup(vertex.canonical)
+            if record is not None and record.results is not None:
+                results = [r.layers if isinstance(r, Ref) else () for r in record.results]
+                found[vertex.vertex.partition("!")[0]] = results
+        return found
 
     def directories(
         self, layers: Sequence[LayerId], vertex: str, sink: EventSink, cancel: CancelToken
@@ -477,6 +498,7 @@ class Engine:
             lenient_owner=self._single_id(),
             hang_deadline_s=self._options.hang_deadline_s,
             layouts=inputs.layouts,
+            pins=self._shared.pins,
         )
 
     @staticmethod
@@ -539,6 +561,8 @@ class _Shared:
         self._sandbox: Sandbox | None = None
         self._imported: ImportedCaches | None = None
         self._solving = 0
+        #: source vertex -> what it turned out to be; single dict operations only
+        self.pins: dict[str, str] = {}
         #: directories of solves that are over, which a step shared with another solve may still read
         self._retired: list[LocalSources] = []
 
@@ -564,6 +588,7 @@ class _Shared:
                 return
             old, self._leases = self._leases, ExitStack()
             self.lease = self._leases.enter_context(self._store.lease())
+            self.pins.clear()
             self.keys.use_lease(self.lease)
             if self._imported is not None:
                 self._imported.use_lease(self.lease)

@@ -62,11 +62,11 @@ class Access:
         return self._engine.directories((layer,), vertex, self._sink, cancel)[0]
 
     def mounted(
-        self, ref: Sequence[LayerId], vertex: str, cancel: CancelToken
+        self, ref: Sequence[LayerId], vertex: str, cancel: CancelToken, *, above: Sequence[Path] = ()
     ) -> AbstractContextManager[Path]:
-        """Show layers as one read-only file system, for the length of a block."""
+        """Show layers, and directories above them, as one read-only file system, for the length of a block."""
         directories = self._engine.directories(ref, vertex, self._sink, cancel)
-        return self._engine.sandbox().mounted(directories, upper=None, work=None)
+        return self._engine.sandbox().mounted([*directories, *above], upper=None, work=None)
 
     def fetch(self, blob: Descriptor, repositories: Sequence[str], vertex: str, cancel: CancelToken) -> None:
         """Have a blob in the content store."""

@@ -293,8 +293,6 @@ class TestOutputs:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"attests": {"sbom": {}}}, "--sbom"),
-        ({"attests": {"provenance": {"mode": "max"}}}, "--provenance"),
         ({"allow": ("device=x",)}, "--allow device"),
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crossdock.builders.attributes import entitlements
+from crossdock.builders.embedded.attests import BuildAttests
 from crossdock.builders.embedded.caches import BuildCaches
 from crossdock.builders.embedded.inputs import gather
 from crossdock.builders.embedded.outputs import plan_outputs, reproducible
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from crossdock.dockerfile.convert.options import ConvertOptions, PlatformResult
     from crossdock.dockerfile.lint import LintWarning
     from crossdock.engine.cache.refs import Ref
+    from crossdock.engine.exporters.attestation import Attestation
     from crossdock.engine.exporters.model import ExporterSpec, ExportResult
     from crossdock.image.digest import Digest
     from crossdock.llb.graph import Output
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from crossdock.registry import RegistryClient
 
 __all__ = ["build"]
+
 
 def build(
     root: Path, payload: tuple[BuildRequest, bool, int, StepSettings], sink: EventSink, cancel: CancelToken
@@ -166,8 +169,9 @@ class _Build:
         self._images = EngineImages(engine, keeper, cancel, self._layouts)
         self._dockerfile, self._name = inputs.dockerfile or b"", inputs.name
         self._caches = BuildCaches(engine, request, keeper, cancel)
-        #: what caches add to the response
-        self._metadata: dict[str, str] = {}
+        self._attests = BuildAttests(engine, request, inputs, self._images, keeper, cancel)
+        #: what caches and attestations add to the response
+        self._metadata: dict[str, Any] = {}
 
     def run(self) -> BuildResult:
         """Do it all."""
@@ -211,6 +215,7 @@ class _Build:
         return options
 
     def _solve_one(self, output: Output | None) -> Ref:
+        self._attests.note(output)
         (ref,) = self._engine.solve(
             [output], inputs=self._solve_inputs(), sink=self._keeper, cancel=self._cancel
         )
@@ -232,7 +237,7 @@ class _Build:
         if specs:
             from crossdock.engine.exporters import check_exporters
 
-            check_exporters(specs, multi_platform=options.multi_platform)
+            check_exporters(specs, multi_platform=options.multi_platform, attested=self._attests.attested)
 
     def _convert(self, options: ConvertOptions) -> list[PlatformResult]:
         from crossdock.dockerfile.convert import convert
@@ -257,15 +262,20 @@ class _Build:
     ) -> ExportResult | None:
         inputs = self._solve_inputs()
         outputs = [r.output for r in results]
+        scans = self._attests.scans(results, self._name)
+        keyed = self._attests.begin(self._caches.begin())
         try:
-            refs = self._engine.solve(
-                outputs, inputs=inputs, sink=self._keeper, cancel=self._cancel, keyed=self._caches.begin()
+            solved = self._engine.solve(
+                [*outputs, *scans], inputs=inputs, sink=self._keeper, cancel=self._cancel, keyed=keyed
             )
         except CrossdockError as exc:
             self._locate(exc, results)
             raise
-        exported = self._export(results, refs, specs, options) if specs else None
+        refs = solved[: len(outputs)]
+        attestations = self._attests.make(solved[len(outputs) :])
+        exported = self._export(results, refs, specs, options, attestations) if specs else None
         self._metadata.update(self._caches.export(refs, results[0].epoch))
+        self._metadata.update(self._attests.metadata(multi_platform=options.multi_platform))
         return exported
 
     def _export(
@@ -274,13 +284,14 @@ class _Build:
         refs: Sequence[Ref],
         specs: Sequence[ExporterSpec],
         options: ConvertOptions,
+        attestations: Sequence[Sequence[Attestation]],
     ) -> ExportResult:
         from crossdock.engine.exporters import PlatformImage
 
         self._caches.secure(refs, [spec.type for spec in specs])
         images = [
-            PlatformImage(r.platform, ref.layers, r.config, r.base_config)
-            for r, ref in zip(results, refs, strict=True)
+            PlatformImage(r.platform, ref.layers, r.config, r.base_config, attested)
+            for r, ref, attested in zip(results, refs, attestations or [()] * len(refs), strict=True)
         ]
         return self._engine.export(
             images,

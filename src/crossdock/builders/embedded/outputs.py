@@ -44,6 +44,8 @@ def plan_outputs(
         attrs = dict(output.attrs)
         if output.type in _IMAGES:
             attrs = {**annotations, **attrs}
+            if os.environ.get("BUILDX_NO_DEFAULT_OCI_ARTIFACT", "") in ("1", "true"):
+                attrs.setdefault("oci-artifact", "false")
             if request.tags:
                 attrs["name"] = ",".join(request.tags)
         if output.type == "docker" and not output.dest:

@@ -191,6 +191,9 @@ def stream_archive(
     for one in image.platforms:
         for blob in (one.descriptor, one.manifest.config, *one.manifest.layers):
             members[_blob_path(blob)] = _Member(_READ_ONLY, None, blob)
+    for attested in image.attestations:
+        for blob in (attested.descriptor, *attested.blobs):
+            members[_blob_path(blob)] = _Member(_READ_ONLY, None, blob)
     if image.index is not None:
         members[_blob_path(image.descriptor)] = _Member(_READ_ONLY, None, image.descriptor)
     if docker_names is not None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from crossdock.cancel import CancelToken
+    from crossdock.engine.exporters.attestation import AttestationManifest
     from crossdock.engine.exporters.attrs import ImageOptions
     from crossdock.engine.exporters.blobs import LayerBlobs, LayerPart
     from crossdock.engine.exporters.model import ExportContext, PlatformImage
@@ -58,24 +59,53 @@ def assemble(
         summary = "cannot export multiple platforms without multi-platform enabled"
         raise UsageError(summary)
     platforms = [image.platform.normalised() for image in images]
-    options.annotations.check(platforms, indexed=multi_platform)
+    indexed = multi_platform or _attested(images, options)
+    options.annotations.check(platforms, indexed=indexed)
     parts = _layers(context, images, options, blobs, report)
     manifests = [
         _manifest(context, image, parts[number], options, blobs, report)
         for number, image in enumerate(images)
     ]
-    if not multi_platform:
+    if not indexed:
         only = manifests[0]
         return BuiltImage(only.descriptor, only.manifest.raw, manifests, None)
+    attestations = _attestations(context, images, manifests, options, report)
     index = make_index(
-        [one.descriptor for one in manifests],
+        [*(one.descriptor for one in manifests), *(one.descriptor for one in attestations)],
         oci=options.oci_types,
         annotations=options.annotations.get("index"),
     )
     descriptor = replace(index.descriptor, annotations=options.annotations.get("index-descriptor"))
     with report.stage(f"exporting manifest list {descriptor.digest}"):
         context.store.content.put_bytes(index.raw, context.lease)
-    return BuiltImage(descriptor, index.raw, manifests, index)
+    return BuiltImage(descriptor, index.raw, manifests, index, attestations)
+
+
+def _attested(images: Sequence[PlatformImage], options: ImageOptions) -> bool:
+    if not any(image.attestations for image in images):
+        return False
+    from crossdock.engine.exporters.attestation import wants_index
+
+    return wants_index(images, options)
+
+
+def _attestations(
+    context: ExportContext,
+    images: Sequence[PlatformImage],
+    manifests: Sequence[PlatformManifest],
+    options: ImageOptions,
+    report: Report,
+) -> list[AttestationManifest]:
+    """Make the attestation manifests: in an index all go in, those for inline use too."""
+    made: list[AttestationManifest] = []
+    for image, manifest in zip(images, manifests, strict=True):
+        if image.attestations:
+            from crossdock.engine.exporters.attestation import put_manifest, wants_index
+
+            wants_index(images, options)
+            layers = dict(zip(image.ref, manifest.manifest.layers, strict=True))
+            made.append(put_manifest(context, image, manifest.descriptor, layers, options, report))
+    return made
 
 
 def _layers(

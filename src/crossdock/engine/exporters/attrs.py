@@ -20,21 +20,19 @@ if TYPE_CHECKING:
 
 __all__ = ["FilesOptions", "ImageOptions", "parse_files", "parse_image"]
 
-# Attributes that are understood and need nothing here: attestations are a matter of whoever makes
-# them, and the store is always complete.
+# Attributes that are understood and need nothing here: the store is always complete.
 _WITHOUT_EFFECT = frozenset(
     {
-        "attestation-inline",
-        "attestation-prefix",
         "buildinfo",
         "buildinfo-attrs",
-        "oci-artifact",
         "prefer-image-digest",
         "unsafe-internal-store-allow-incomplete",
     }
 )
 _COMMON = COMPRESSION_ATTRS | {
+    "attestation-inline",
     "name",
+    "oci-artifact",
     "oci-mediatypes",
     "prefer-nondist-layers",
     "rewrite-timestamp",
@@ -53,7 +51,7 @@ _IMAGE_ONLY = frozenset(
     }
 )
 _ARCHIVE_ONLY = frozenset({"dest", "tar", "context"})
-_FILES = frozenset({"dest", "mode", "platform-split", "source-date-epoch"})
+_FILES = frozenset({"attestation-prefix", "dest", "mode", "platform-split", "source-date-epoch"})
 
 
 class ImageOptions(NamedTuple):
@@ -77,6 +75,10 @@ class ImageOptions(NamedTuple):
     #: of ``oci`` and ``docker``
     dest: str = ""
     tar: bool = True
+    #: whether attestations that are only for inline use make an index of a single image
+    force_attestations: bool = False
+    #: attestation manifests are artifacts with a subject, which registries list as referrers
+    oci_artifact: bool = False
 
 
 class FilesOptions(NamedTuple):
@@ -87,6 +89,8 @@ class FilesOptions(NamedTuple):
     platform_split: bool | None
     delete: bool
     epoch_s: int | None
+    #: goes before the names of attestations
+    attestation_prefix: str
 
 
 def parse_image(spec: ExporterSpec, epoch_s: int | None) -> ImageOptions:
@@ -111,6 +115,8 @@ def parse_image(spec: ExporterSpec, epoch_s: int | None) -> ImageOptions:
         epoch_s=_epoch(attrs, epoch_s),
         rewrite_timestamp=_flag(attrs, "rewrite-timestamp"),
         prefer_nondist=_flag(attrs, "prefer-nondist-layers"),
+        force_attestations=_flag(attrs, "attestation-inline", default=pushes),
+        oci_artifact=_flag(attrs, "oci-artifact", default=oci_types),
         push=push,
         push_by_digest=_flag(attrs, "push-by-digest"),
         insecure=_flag(attrs, "registry.insecure"),
@@ -138,7 +144,13 @@ def parse_files(spec: ExporterSpec, epoch_s: int | None) -> FilesOptions:
         summary = f"invalid value {mode!r} for mode of the local exporter"
         raise UsageError(summary, hint="use mode=copy or mode=delete")
     split = _flag(spec.attrs, "platform-split") if "platform-split" in spec.attrs else None
-    return FilesOptions(spec.attrs.get("dest", ""), split, mode == "delete", _epoch(spec.attrs, epoch_s))
+    return FilesOptions(
+        spec.attrs.get("dest", ""),
+        split,
+        mode == "delete",
+        _epoch(spec.attrs, epoch_s),
+        spec.attrs.get("attestation-prefix", ""),
+    )
 
 
 def _check_conflicts(options: ImageOptions) -> None:

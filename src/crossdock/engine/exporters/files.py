@@ -50,14 +50,32 @@ class _FilesExporter:
             split = multi_platform
         roots = []
         for image in images:
-            folder = str(image.platform.normalised()).replace("/", "_") if split else ""
-            roots.append(
-                (
-                    folder,
-                    stack.enter_context(context.access.mounted(image.ref, report.vertex, context.cancel)),
+            name = str(image.platform.normalised()).replace("/", "_")
+            if image.attestations:
+                root = self._attested(
+                    context, image, stack, report, suffix=name if multi_platform and not split else ""
                 )
-            )
+            else:
+                root = stack.enter_context(context.access.mounted(image.ref, report.vertex, context.cancel))
+            roots.append((name if split else "", root))
         return roots
+
+    def _attested(
+        self, context: ExportContext, image: PlatformImage, stack: ExitStack, report: Report, *, suffix: str
+    ) -> Path:
+        from crossdock.engine.exporters.attestation import with_statements
+
+        options = self._options
+        return with_statements(
+            stack,
+            lambda above: context.access.mounted(image.ref, report.vertex, context.cancel, above=above),
+            image,
+            scratch=context.store.root,
+            prefix=options.attestation_prefix,
+            suffix=suffix,
+            fixed_ns=None if options.epoch_s is None else options.epoch_s * 1_000_000_000,
+            cancel=context.cancel,
+        )
 
 
 class LocalExporter(_FilesExporter):

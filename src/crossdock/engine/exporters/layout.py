@@ -73,6 +73,9 @@ def write_layout(context: ExportContext, image: BuiltImage, entries: Sequence[De
         for one in image.platforms:
             for blob in (*one.manifest.layers, one.manifest.config, one.descriptor):
                 wanted[blob.digest] = blob
+        for attested in image.attestations:
+            for blob in (*attested.blobs, attested.descriptor):
+                wanted[blob.digest] = blob
         wanted[image.descriptor.digest] = image.descriptor
         for blob in wanted.values():
             context.cancel.check()

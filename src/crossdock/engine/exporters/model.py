@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from crossdock.cancel import CancelToken
+    from crossdock.engine.exporters.attestation import Attestation, AttestationManifest
     from crossdock.engine.store import LayerId, Lease, Store
     from crossdock.image.config import ImageConfig
     from crossdock.image.descriptor import Descriptor
@@ -59,6 +60,8 @@ class PlatformImage(NamedTuple):
     config: ImageConfig | None = None
     #: of the image it was built on: its layers and history keep their times
     base_config: ImageConfig | None = None
+    #: what is to be attested beside it
+    attestations: Sequence[Attestation] = ()
 
 
 class LayerAccess(Protocol):
@@ -72,9 +75,9 @@ class LayerAccess(Protocol):
         ...
 
     def mounted(
-        self, ref: Sequence[LayerId], vertex: str, cancel: CancelToken
+        self, ref: Sequence[LayerId], vertex: str, cancel: CancelToken, *, above: Sequence[Path] = ()
     ) -> AbstractContextManager[Path]:
-        """Show the layers as one read-only file system, for the length of the block."""
+        """Show the layers, and plain directories above them, as one read-only file system, for the length of the block."""
         ...
 
     def fetch(self, blob: Descriptor, repositories: Sequence[str], vertex: str, cancel: CancelToken) -> None:
@@ -156,6 +159,8 @@ class BuiltImage(Record, kw_only=False):
     raw: bytes
     platforms: Sequence[PlatformManifest]
     index: Index | None
+    #: in the index after the images
+    attestations: Sequence[AttestationManifest] = ()
 
 
 class ExportResult(NamedTuple):

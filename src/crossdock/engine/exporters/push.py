@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from crossdock.cancel import CancelToken
     from crossdock.engine.exporters.blobs import LayerBlobs
-    from crossdock.engine.exporters.model import BuiltImage, ExportContext, PlatformManifest
+    from crossdock.engine.exporters.model import BuiltImage, ExportContext
     from crossdock.engine.exporters.report import Report
     from crossdock.image.descriptor import Descriptor
     from crossdock.registry.client import RegistryClient
@@ -88,12 +88,15 @@ def _push_one(
     with report.stage(f"pushing manifest for {shown}"):
         if image.index is not None and target.repository not in pushed:
 
-            def push_manifest(one: PlatformManifest, cancel: CancelToken) -> None:
-                by_digest = Reference(target.domain, target.path, digest=one.descriptor.digest)
-                client.scoped(cancel=cancel).push_manifest(by_digest, one.descriptor, one.manifest.raw)
+            def push_manifest(one: tuple[Descriptor, bytes], cancel: CancelToken) -> None:
+                by_digest = Reference(target.domain, target.path, digest=one[0].digest)
+                client.scoped(cancel=cancel).push_manifest(by_digest, *one)
 
-            unique = {one.descriptor.digest: one for one in image.platforms}
-            run_parallel(push_manifest, unique.values(), workers=_WORKERS, cancel=context.cancel)
+            images = {one.descriptor.digest: (one.descriptor, one.manifest.raw) for one in image.platforms}
+            # Attestations after the images that they are about: a registry may look for the subject.
+            about = {one.descriptor.digest: (one.descriptor, one.raw) for one in image.attestations}
+            for wave in (images, about):
+                run_parallel(push_manifest, wave.values(), workers=_WORKERS, cancel=context.cancel)
         client.push_manifest(final, image.descriptor, image.raw)
     pushed.add(target.repository)
 
@@ -111,6 +114,8 @@ def _push_blobs(
         for layer in one.manifest.layers:
             unique[layer.digest] = _Blob(layer, one.repositories.get(layer.digest, ()))
         unique[one.manifest.config.digest] = _Blob(one.manifest.config, ())
+    for attested in image.attestations:
+        unique.update({blob.digest: _Blob(blob, ()) for blob in attested.blobs})
     content = context.store.content
 
     def push(blob: _Blob, cancel: CancelToken) -> None:

@@ -51,14 +51,24 @@ class _Exporter(Protocol):
 
 
 def check_exporters(
-    specs: Sequence[ExporterSpec], *, multi_platform: bool, epoch_s: int | None = None
+    specs: Sequence[ExporterSpec],
+    *,
+    multi_platform: bool,
+    epoch_s: int | None = None,
+    attested: bool | None = None,
 ) -> None:
     """Find what is wrong with outputs before anything is built.
 
+    ``attested``: there will be attestations; true when some of them are not only for inline use.
     Raises: UsageError for an unknown type, attribute or value; ExportError for a destination that
     cannot be written; NotSupported.
     """
     _make(specs, multi_platform=multi_platform, epoch_s=epoch_s)
+    if attested is not None:
+        from crossdock.engine.exporters.attestation import check_attested
+
+        for spec in specs:
+            check_attested(spec.type, spec.attrs, inline_only=not attested)
 
 
 def export(

@@ -14,7 +14,7 @@ from crossdock.engine.solver.keys import KeyHasher
 from crossdock.errors import InternalError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, MutableMapping, Sequence
     from pathlib import Path
     from typing import BinaryIO
 
@@ -48,6 +48,7 @@ class OpEnv:
         lenient_owner: bool = False,
         hang_deadline_s: float | None = None,
         layouts: Mapping[str, Callable[[Digest], BinaryIO]] | None = None,
+        pins: MutableMapping[str, str] | None = None,
     ) -> None:
         self.store = store
         self.lease = lease
@@ -65,6 +66,8 @@ class OpEnv:
         self.hang_deadline_s = hang_deadline_s
         #: OCI layouts by name: functions that open a blob
         self.layouts = layouts or {}
+        #: source vertex -> what it turned out to be: the digest of an image or file, a commit
+        self.pins = pins if pins is not None else {}
         # Guards _packed; one local tree is packed once.
         self._lock = threading.Lock()
         self._packed: dict[LocalTree, Ref] = {}

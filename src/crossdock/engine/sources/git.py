@@ -117,6 +117,7 @@ class GitSolverOp(BaseOp):
         if self._commit is None:
             with ExitStack() as stack:
                 self._commit = self._ask(self._git(stack, ctx))
+            self.env.pins[self.vertex] = self._commit
         return self._commit
 
     def _ask(self, git: Git) -> str:

@@ -98,6 +98,7 @@ class HttpSolverOp(BaseOp):
         # then, and so not part of the key.
         known = _Fetched(parse_digest(checksum), name, 0) if checksum and name else None
         fetched = known or self._fetch(ctx)
+        self.env.pins[self.vertex] = fetched.digest
         hasher = KeyHasher("http").text("digest", fetched.digest).text("name", fetched.filename)
         for name in ("perm", "uid", "gid"):
             hasher.text(name, self._attrs.get(f"http.{name}", ""))

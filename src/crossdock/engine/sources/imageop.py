@@ -61,6 +61,7 @@ class ImageSolverOp(BaseOp):
         if wanted and wanted != digest:
             summary = f"{self._ref} is {digest}, not {wanted}"
             raise SolveError(summary, vertex=self.vertex, vertex_name=self.node.name, source=self.node.source)
+        self.env.pins[self.vertex] = digest
         hasher = KeyHasher("image").text("digest", digest)
         platform_fields(hasher, self.platform)
         hasher.number("layer limit", -1 if self._limit is None else self._limit)

@@ -1,0 +1,85 @@
+"""What a local context's repository says of it: ``vcs:source``, ``vcs:revision`` and where in it directories lie.
+
+Spec: docker/buildx ``build/git.go``; environment ``BUILDX_GIT_INFO``, ``BUILDX_GIT_CHECK_DIRTY``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+from crossdock.errors import ContextError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from crossdock.cancel import CancelToken
+
+__all__ = ["git_attributes"]
+
+_FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
+_TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
+_TIMEOUT_S = 10.0
+#: of the repository a command was started for, not the context's
+_FOREIGN = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
+
+
+def git_attributes(directories: Mapping[str, Path], cancel: CancelToken) -> dict[str, str]:
+    """Return ``vcs:`` attributes for the directory ``context``; none when it is in no repository, or git is missing.
+
+    Raises: the token's cause.
+    """
+    if os.environ.get("BUILDX_GIT_INFO", "") in _FALSE or shutil.which("git") is None:
+        return {}
+    cancel.check()
+    context = os.path.realpath(directories["context"])
+    root = _git(context, "rev-parse", "--show-toplevel")
+    if not root:
+        return {}
+    found: dict[str, str] = {}
+    revision = _git(context, "rev-parse", "--verify", "-q", "HEAD")
+    if revision:
+        dirty = os.environ.get("BUILDX_GIT_CHECK_DIRTY", "") in _TRUE and _git(
+            context, "status", "--porcelain"
+        )
+        found["vcs:revision"] = revision + ("-dirty" if dirty else "")
+    source = _remote(context)
+    if source:
+        found["vcs:source"] = source
+    for name, directory in directories.items():
+        inside = os.path.relpath(os.path.realpath(directory), root)
+        if inside != ".." and not inside.startswith("../"):
+            found[f"vcs:localdir:{name.removeprefix('context:')}"] = inside
+    return found
+
+
+def _remote(context: str) -> str:
+    """Return the URL of the tracked remote, else of ``origin``, else of ``upstream``."""
+    branch = _git(context, "symbolic-ref", "-q", "--short", "HEAD")
+    tracked = _git(context, "config", "--get", f"branch.{branch}.remote") if branch else ""
+    for name in dict.fromkeys(filter(None, (tracked, "origin", "upstream"))):
+        url = _git(context, "remote", "get-url", name)
+        if url:
+            return url
+    return ""
+
+
+def _git(context: str, *args: str) -> str:
+    env = {name: value for name, value in os.environ.items() if name not in _FOREIGN}
+    try:
+        done = subprocess.run(
+            ["git", *args],
+            cwd=context,
+            env={**env, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        summary = f"cannot ask git about the context {context}: {exc}"
+        raise ContextError(summary, hint="set BUILDX_GIT_INFO=false to build without") from exc
+    return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else ""
