@@ -8,17 +8,17 @@ Spec: moby/buildkit ``api/services/control/control.proto``.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
-import grpc
-
-from crossdock.buildkit.channel import connect
-from crossdock.buildkit.details import error_from_rpc, rpc_code, translating
-from crossdock.buildkit.proto import control_pb2, control_pb2_grpc
+from crossdock.buildkit.details import error_from_rpc, translating
+from crossdock.buildkit.dial import dialer
+from crossdock.buildkit.proto import control_pb2
+from crossdock.buildkit.rpc.channel import Channel
+from crossdock.buildkit.rpc.status import UNIMPLEMENTED, RpcError
 from crossdock.buildkit.session.server import control_stream
 from crossdock.errors import BuilderError
 from crossdock.image import Platform
+from crossdock.record import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,8 +35,12 @@ if TYPE_CHECKING:
 __all__ = ["Client", "GcPolicy", "UsageRecord", "VersionInfo", "WorkerInfo"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VersionInfo:
+_CONTROL = "/moby.buildkit.v1.Control/"
+_LIST_WORKERS, _INFO = f"{_CONTROL}ListWorkers", f"{_CONTROL}Info"
+_DISK_USAGE, _PRUNE = f"{_CONTROL}DiskUsage", f"{_CONTROL}Prune"
+
+
+class VersionInfo(Record):
     """What the daemon says of itself; empty strings before v0.11."""
 
     package: str = ""
@@ -45,8 +49,7 @@ class VersionInfo:
     dockerfile_version: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GcPolicy:
+class GcPolicy(Record):
     """One garbage collection rule; sizes in bytes, duration in nanoseconds."""
 
     all: bool
@@ -57,8 +60,7 @@ class GcPolicy:
     min_free_space: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerInfo:
+class WorkerInfo(Record):
     """One worker of a daemon."""
 
     id: str
@@ -69,8 +71,7 @@ class WorkerInfo:
     devices: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UsageRecord:
+class UsageRecord(Record):
     """One record of the daemon's cache; sizes in bytes, times in nanoseconds since the epoch."""
 
     id: str
@@ -97,12 +98,19 @@ class Client:
         open_session: Callable[[Session], ByteStream] | None = None,
         name: str = "",
     ) -> None:
-        """``address`` as :func:`crossdock.buildkit.channel.connect`; ``open_session`` when not ``Control.Session``."""
-        self._connection = connect(address, tls=tls, name=name)
-        self.channel = self._connection.channel
-        self.control = control_pb2_grpc.ControlStub(self.channel)
-        self.open_session = open_session or control_stream(self.control)
-        self.name = self._connection.name
+        """``address`` is a URL, or a function that dials; ``open_session`` when not ``Control.Session``.
+
+        Nothing is dialled before the first call. Raises: UsageError for a bad address; BuilderError for bad TLS files.
+        """
+        dial = dialer(address, tls) if isinstance(address, str) else address
+        self.channel = Channel(
+            dial,
+            authority=tls.server_name if tls and tls.server_name else "localhost",
+            secure=tls is not None,
+        )
+        self.open_session = open_session or control_stream(self.channel)
+        #: the address, for messages
+        self.name = name or (address if isinstance(address, str) else "the daemon")
 
     @classmethod
     def of_engine(cls, dialer: EngineDialer, *, name: str) -> Client:
@@ -119,7 +127,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connection; idempotent."""
-        self._connection.close()
+        self.channel.close()
 
     def wait_ready(self, timeout_s: float, cancel: CancelToken) -> None:
         """Wait until the daemon answers.
@@ -127,28 +135,37 @@ class Client:
         Raises: BuilderError when it did not within ``timeout_s``, with what the last attempt met.
         """
         deadline = time.monotonic() + timeout_s
-        while True:
-            cancel.check()
-            try:
-                self.control.ListWorkers(control_pb2.ListWorkersRequest(), timeout=min(5.0, timeout_s))
-            except grpc.RpcError as exc:
-                failure = self._connection.dial_failure
-                if isinstance(failure, BuilderError) and not failure.retryable:
-                    raise failure from exc
-                if time.monotonic() > deadline:
-                    raise failure or error_from_rpc(exc, f"cannot reach BuildKit at {self.name}") from exc
-            else:
-                return
-            cancel.sleep(0.2)
+        request = control_pb2.ListWorkersRequest()
+        with cancel.waking(self.close):
+            while True:
+                cancel.check()
+                try:
+                    self.channel.unary(
+                        _LIST_WORKERS, request, control_pb2.ListWorkersResponse, timeout_s=min(5.0, timeout_s)
+                    )
+                except (RpcError, BuilderError) as exc:
+                    cancel.check()
+                    failure = (
+                        error_from_rpc(exc, f"cannot reach BuildKit at {self.name}")
+                        if isinstance(exc, RpcError)
+                        else exc
+                    )
+                    if not failure.retryable or time.monotonic() > deadline:
+                        raise failure from exc
+                else:
+                    return
+                cancel.sleep(0.2)
 
     def info(self, timeout_s: float = 10) -> VersionInfo:
         """Return the daemon's version; empty for daemons before v0.11, which cannot tell."""
         try:
-            got = self.control.Info(control_pb2.InfoRequest(), timeout=timeout_s).buildkitVersion
-        except grpc.RpcError as exc:
-            if rpc_code(exc) == "UNIMPLEMENTED":
+            got = self.channel.unary(
+                _INFO, control_pb2.InfoRequest(), control_pb2.InfoResponse, timeout_s=timeout_s
+            ).buildkitVersion
+        except RpcError as exc:
+            if exc.code == UNIMPLEMENTED:
                 return VersionInfo()
-            raise self._failed(exc, "asking for the version") from exc
+            raise error_from_rpc(exc, f"{self.name}: asking for the version") from exc
         return VersionInfo(
             package=got.package,
             version=got.version,
@@ -159,16 +176,17 @@ class Client:
     def workers(self, filters: Sequence[str] = (), timeout_s: float = 10) -> tuple[WorkerInfo, ...]:
         """Return the daemon's workers."""
         request = control_pb2.ListWorkersRequest(filter=filters)
-        try:
-            got = self.control.ListWorkers(request, timeout=timeout_s)
-        except grpc.RpcError as exc:
-            raise self._failed(exc, "listing workers") from exc
+        with translating(f"{self.name}: listing workers"):
+            got = self.channel.unary(
+                _LIST_WORKERS, request, control_pb2.ListWorkersResponse, timeout_s=timeout_s
+            )
         return tuple(map(_worker, got.record))
 
     def disk_usage(self, filters: Sequence[str] = ()) -> tuple[UsageRecord, ...]:
         """Return the records of the daemon's cache."""
         with translating(f"{self.name}: disk usage"):
-            got = self.control.DiskUsage(control_pb2.DiskUsageRequest(filter=filters))
+            request = control_pb2.DiskUsageRequest(filter=filters)
+            got = self.channel.unary(_DISK_USAGE, request, control_pb2.DiskUsageResponse)
         return tuple(map(_usage, got.record))
 
     def prune(
@@ -191,13 +209,11 @@ class Client:
             maxUsedSpace=max_used_space,
             minFreeSpace=min_free_space,
         )
-        call = self.control.Prune(request)
-        with cancel.waking(call.cancel), translating(f"{self.name}: prune"):
-            for record in call:
-                yield _usage(record)
-
-    def _failed(self, exc: grpc.RpcError, what: str) -> BaseException:
-        return self._connection.dial_failure or error_from_rpc(exc, f"{self.name}: {what}")
+        with translating(f"{self.name}: prune"):
+            call = self.channel.unary_call(_PRUNE, request)
+            with cancel.waking(call.cancel):
+                for raw in call.messages():
+                    yield _usage(control_pb2.UsageRecord.FromString(raw))
 
 
 def nanoseconds(stamp: Timestamp) -> int:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import base64
 import json
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import grpc
-
+from crossdock.buildkit.rpc.status import RpcError
 from crossdock.errors import (
     BuilderError,
     Cancelled,
@@ -39,39 +38,33 @@ _EXIT_CODES = {"INTERNAL": 100, "RESOURCE_EXHAUSTED": 102, "CANCELLED": 130}
 
 @contextmanager
 def translating(what: str) -> Iterator[None]:
-    """Turn ``grpc.RpcError`` into our errors; ``what`` says what was being done."""
+    """Turn ``RpcError`` into our errors; ``what`` says what was being done."""
     try:
         yield
-    except grpc.RpcError as exc:
+    except RpcError as exc:
         raise error_from_rpc(exc, what) from exc
 
 
-def rpc_code(exc: grpc.RpcError) -> str:
-    """Return the status code's name; ``UNKNOWN`` for errors that carry none."""
-    # What a channel raises is both an RpcError and a Call; the stubs cannot say so.
-    return cast("grpc.Call", exc).code().name if hasattr(exc, "code") else "UNKNOWN"
+def rpc_code(exc: Exception) -> str:
+    """Return the status code's name, of our own errors or grpcio's; ``UNKNOWN`` for errors that carry none."""
+    code = getattr(exc, "code", None)
+    if isinstance(code, str):
+        return code
+    return str(code().name) if callable(code) else "UNKNOWN"
 
 
-def error_from_rpc(exc: grpc.RpcError, what: str) -> CrossdockError:
+def error_from_rpc(exc: RpcError, what: str) -> CrossdockError:
     """Build the typed error of a failed call."""
-    if not hasattr(exc, "trailing_metadata"):
-        return error_from_status("UNKNOWN", str(exc), [], what)
-    # What a channel raises is both an RpcError and a Call; the stubs cannot say so.
-    call = cast("grpc.Call", exc)
-    details: list[tuple[str, Any]] = []
-    for key, value in call.trailing_metadata() or ():
-        if key == "grpc-status-details-bin":
-            details = _decode_details(value if isinstance(value, bytes) else value.encode())
-    return error_from_status(call.code().name, call.details() or "", details, what)
+    return error_from_status(exc.code, exc.message, _decode_details(exc.details), what)
 
 
 def error_from_status(code: str, message: str, details: list[tuple[str, Any]], what: str) -> CrossdockError:
     """Build the error from a status' parts: upper-case code name, message, ``(type, JSON value)`` details."""
     if code == "CANCELLED":
         return Cancelled()
-    if code == "UNAVAILABLE":
+    if code in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
         summary = f"{what}: {message}"
-        return BuilderError(summary, hint=_UNAVAILABLE_HINT)
+        return BuilderError(summary, hint=_UNAVAILABLE_HINT, retryable=True)
     if code == "UNIMPLEMENTED":
         hint = "the daemon is older than this feature; upgrade BuildKit"
         return RemoteError(f"{what}: {message}", grpc_code=code, hint=hint)
@@ -89,10 +82,16 @@ def error_from_status(code: str, message: str, details: list[tuple[str, Any]], w
 
 
 def _decode_details(raw: bytes) -> list[tuple[str, Any]]:
-    from google.rpc.status_pb2 import Status  # lazily: only failures pay for it
+    if not raw:
+        return []
+    from google.protobuf.message import DecodeError  # lazily: only failures pay for them
+    from google.rpc.status_pb2 import Status
 
     status = Status()
-    status.ParseFromString(raw)
+    try:
+        status.ParseFromString(raw)
+    except DecodeError:
+        return []  # details we cannot read must not hide the error itself
     out: list[tuple[str, Any]] = []
     for item in status.details:
         kind = item.type_url.rpartition("/")[2]
@@ -101,7 +100,7 @@ def _decode_details(raw: bytes) -> list[tuple[str, Any]]:
         try:
             out.append((kind.removesuffix("+json"), json.loads(item.value)))
         except ValueError:
-            continue  # a detail we cannot read must not hide the error itself
+            continue  # as above
     return out
 
 

@@ -6,30 +6,30 @@ Spec: moby/buildkit ``frontend/gateway/pb/gateway.proto``; the build is named by
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import grpc
-
-from crossdock.buildkit.details import error_from_rpc, rpc_code
-from crossdock.buildkit.proto import gateway_pb2, gateway_pb2_grpc, ops_pb2
+from crossdock.buildkit.details import error_from_rpc
+from crossdock.buildkit.proto import gateway_pb2, ops_pb2
+from crossdock.buildkit.rpc.status import RpcError
 from crossdock.llb.codec import encode_definition
+from crossdock.record import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from crossdock.buildkit.rpc.channel import Channel
     from crossdock.cancel import CancelToken
     from crossdock.image import Platform
     from crossdock.llb import Definition
 
 __all__ = ["Gateway", "GatewayResult", "ResolvedImage"]
 
+_BRIDGE = "/moby.buildkit.v1.frontend.LLBBridge/"
 #: seconds until the daemon must know the build
 _JOB_S = 20.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResolvedImage:
+class ResolvedImage(Record):
     """An image reference resolved by the daemon; ``config`` is the raw image config."""
 
     ref: str
@@ -37,8 +37,7 @@ class ResolvedImage:
     config: bytes = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GatewayResult:
+class GatewayResult(Record):
     """What a solve inside the build gave."""
 
     #: result id by platform, or under ``""`` when there is one
@@ -51,8 +50,8 @@ class GatewayResult:
 class Gateway:
     """The gateway of one build; methods raise what the daemon reports, as our errors."""
 
-    def __init__(self, channel: grpc.Channel, build_ref: str, cancel: CancelToken) -> None:
-        self._stub: Any = gateway_pb2_grpc.LLBBridgeStub(channel)
+    def __init__(self, channel: Channel, build_ref: str, cancel: CancelToken) -> None:
+        self._channel = channel
         self._metadata = (("buildkit-controlapi-buildid", build_ref),)
         self._cancel = cancel
         #: capabilities of frontends, by id
@@ -65,10 +64,16 @@ class Gateway:
         while True:
             self._cancel.check()
             try:
-                got = self._stub.Ping(gateway_pb2.PingRequest(), metadata=self._metadata, timeout=_JOB_S)
-            except grpc.RpcError as exc:
+                got = self._channel.unary(
+                    f"{_BRIDGE}Ping",
+                    gateway_pb2.PingRequest(),
+                    gateway_pb2.PongResponse,
+                    metadata=self._metadata,
+                    timeout_s=_JOB_S,
+                )
+            except RpcError as exc:
                 # The job is registered by Control.Solve, which may arrive a little later than this call.
-                if rpc_code(exc) in ("UNAVAILABLE", "UNIMPLEMENTED") or time.monotonic() > deadline:
+                if exc.code in ("UNAVAILABLE", "UNIMPLEMENTED") or time.monotonic() > deadline:
                     raise error_from_rpc(exc, "waiting for the build to start") from exc
                 self._cancel.sleep(0.02)
                 continue
@@ -125,12 +130,11 @@ class Gateway:
         self._call("Return", gateway_pb2.ReturnRequest(result=raw), "returning the result")
 
     def _call(self, method: str, request: Any, what: str) -> Any:
-        call = getattr(self._stub, method).future(request, metadata=self._metadata)
+        response = getattr(gateway_pb2, f"{method}Response")
         try:
+            call = self._channel.unary_call(f"{_BRIDGE}{method}", request, metadata=self._metadata)
             with self._cancel.waking(call.cancel):
-                return call.result()
-        except grpc.FutureCancelledError as exc:
-            raise self._cancel.cause from exc
-        except grpc.RpcError as exc:
+                return response.FromString(call.result())
+        except RpcError as exc:
             self._cancel.check()
             raise error_from_rpc(exc, what) from exc

@@ -6,15 +6,15 @@ StatusResponse messages (``solver/llbsolver/history.go``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from crossdock.buildkit.client import nanoseconds
 from crossdock.buildkit.details import translating
-from crossdock.buildkit.proto import content_pb2, content_pb2_grpc, control_pb2
+from crossdock.buildkit.proto import content_pb2, control_pb2
 from crossdock.buildkit.status import events
 from crossdock.errors import BuilderError
 from crossdock.image import Descriptor
+from crossdock.record import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -22,20 +22,28 @@ if TYPE_CHECKING:
     from crossdock.buildkit.client import Client
     from crossdock.progress import Event
 
-__all__ = ["HistoryRecord", "delete_record", "history", "pin_record", "read_blob", "record_events"]
+__all__ = [
+    "HistoryRecord",
+    "delete_record",
+    "finalize_record",
+    "history",
+    "pin_record",
+    "read_blob",
+    "record_events",
+]
 
+_CONTROL = "/moby.buildkit.v1.Control/"
 #: asked for by daemons that keep history apart from their cache
 _NAMESPACE = ("containerd-namespace", "buildkit_history")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HistoryRecord:
+class HistoryRecord(Record):
     """One finished or running build; times in nanoseconds since the epoch."""
 
     ref: str
     frontend: str
     frontend_attrs: Mapping[str, str] = field(hash=False)
-    exporters: tuple[tuple[str, Mapping[str, str]], ...] = field(default=(), hash=False)
+    exporters: tuple[tuple[str, Mapping[str, str]], ...] = field(default_factory=tuple, hash=False)
     error: str = ""
     created_ns: int
     completed_ns: int | None
@@ -74,7 +82,9 @@ def history(
     )
     found: dict[str, HistoryRecord] = {}
     with translating(f"{client.name}: build history"):
-        for event in client.control.ListenBuildHistory(request):
+        call = client.channel.unary_call(f"{_CONTROL}ListenBuildHistory", request)
+        for raw in call.messages():
+            event = control_pb2.BuildHistoryEvent.FromString(raw)
             if event.type == control_pb2.DELETED:
                 found.pop(event.record.Ref, None)
             else:
@@ -85,30 +95,41 @@ def history(
 def delete_record(client: Client, ref: str) -> None:
     """Remove a record and its blobs."""
     with translating(f"{client.name}: removing build {ref}"):
-        client.control.UpdateBuildHistory(control_pb2.UpdateBuildHistoryRequest(Ref=ref, Delete=True))
+        _update(client, control_pb2.UpdateBuildHistoryRequest(Ref=ref, Delete=True))
 
 
 def pin_record(client: Client, ref: str, *, pinned: bool) -> None:
     """Keep a record from being dropped by age or count, or let it go."""
     with translating(f"{client.name}: pinning build {ref}"):
-        client.control.UpdateBuildHistory(control_pb2.UpdateBuildHistoryRequest(Ref=ref, Pinned=pinned))
+        _update(client, control_pb2.UpdateBuildHistoryRequest(Ref=ref, Pinned=pinned))
+
+
+def finalize_record(client: Client, ref: str) -> None:
+    """Have the daemon write what is still pending of a record, its trace above all."""
+    with translating(f"{client.name}: finalizing build {ref}"):
+        _update(client, control_pb2.UpdateBuildHistoryRequest(Ref=ref, Finalize=True))
+
+
+def _update(client: Client, request: control_pb2.UpdateBuildHistoryRequest) -> None:
+    client.channel.unary(f"{_CONTROL}UpdateBuildHistory", request, control_pb2.UpdateBuildHistoryResponse)
 
 
 def read_blob(client: Client, blob: Descriptor) -> Iterator[bytes]:
     """Stream a blob of the history."""
-    stub: Any = content_pb2_grpc.ContentStub(client.channel)
     request = content_pb2.ReadContentRequest(digest=blob.digest)
     with translating(f"{client.name}: reading {blob.digest}"):
-        for part in stub.Read(request, metadata=(_NAMESPACE,)):
-            yield part.data
+        method = "/containerd.services.content.v1.Content/Read"
+        for raw in client.channel.unary_call(method, request, metadata=(_NAMESPACE,)).messages():
+            yield content_pb2.ReadContentResponse.FromString(raw).data
 
 
 def record_events(client: Client, record: HistoryRecord) -> Iterator[Event]:
     """Replay the progress of a finished build, or follow that of a running one."""
     if record.completed_ns is None:
         with translating(f"{client.name}: status of {record.ref}"):
-            for response in client.control.Status(control_pb2.StatusRequest(Ref=record.ref)):
-                yield from events(response)
+            request = control_pb2.StatusRequest(Ref=record.ref)
+            for raw in client.channel.unary_call(f"{_CONTROL}Status", request).messages():
+                yield from events(control_pb2.StatusResponse.FromString(raw))
         return
     if record.logs is None:
         summary = f"build {record.ref} has no logs"

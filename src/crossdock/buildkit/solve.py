@@ -6,25 +6,25 @@ Spec: moby/buildkit ``client/solve.go`` for the order of calls; features "How a 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import grpc
-
-from crossdock.buildkit.details import error_from_rpc, rpc_code
+from crossdock.buildkit.details import error_from_rpc, translating
 from crossdock.buildkit.gateway import Gateway
 from crossdock.buildkit.proto import control_pb2, ops_pb2
+from crossdock.buildkit.rpc.status import UNAVAILABLE, RpcError
 from crossdock.buildkit.session.server import Session, new_id
 from crossdock.buildkit.status import events
 from crossdock.errors import BuilderError, StepFailed
 from crossdock.llb.codec import encode_definition
 from crossdock.progress import VertexLog
+from crossdock.record import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from crossdock.buildkit.client import Client
     from crossdock.buildkit.gateway import GatewayResult
+    from crossdock.buildkit.rpc.channel import Call
     from crossdock.buildkit.session.server import Attachable
     from crossdock.cancel import CancelToken
     from crossdock.llb import Definition
@@ -32,30 +32,28 @@ if TYPE_CHECKING:
 
 __all__ = ["CacheEntry", "Export", "SolveOptions", "solve"]
 
+_SOLVE, _STATUS = "/moby.buildkit.v1.Control/Solve", "/moby.buildkit.v1.Control/Status"
 #: seconds the status stream may stay silent once the solve has ended
 _STATUS_GRACE_S = 5.0
 #: lines of a failed step's output kept for its error
 _TAIL_LINES = 25
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Export:
+class Export(Record):
     """One exporter and its attributes, as the daemon knows them (client-side ``dest`` removed)."""
 
     type: str
     attrs: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheEntry:
+class CacheEntry(Record):
     """One cache import or export."""
 
     type: str
     attrs: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SolveOptions:
+class SolveOptions(Record):
     """What to solve: a frontend with attributes, or a definition."""
 
     frontend: str = ""
@@ -103,13 +101,15 @@ class _Solve:
         self, attachables: Sequence[Attachable], frontend: Callable[[Gateway], GatewayResult | None] | None
     ) -> dict[str, str]:
         self._cancel.check()
+        channel = self._client.channel
         session = Session(shared_key=self._options.shared_key)
         for attachable in attachables:
             session.allow(attachable)
         try:
             session.start(self._client.open_session)
-            call = self._client.control.Solve.future(self._request(session.id))
-            status = self._client.control.Status(control_pb2.StatusRequest(Ref=self._ref))
+            with translating(f"{self._client.name}: starting the build"):
+                call = channel.unary_call(_SOLVE, self._request(session.id))
+                status = channel.unary_call(_STATUS, control_pb2.StatusRequest(Ref=self._ref))
             follower = threading.Thread(
                 target=self._follow, args=(status,), name="buildkit-status", daemon=True
             )
@@ -129,7 +129,7 @@ class _Solve:
     def _run_frontend(
         self,
         frontend: Callable[[Gateway], GatewayResult | None],
-        call: grpc.Future[control_pb2.SolveResponse],
+        call: Call,
     ) -> None:
         gateway = Gateway(self._client.channel, self._ref, self._cancel)
         try:
@@ -140,15 +140,13 @@ class _Solve:
             call.cancel()
             raise
 
-    def _wait(self, call: grpc.Future[control_pb2.SolveResponse]) -> control_pb2.SolveResponse:
+    def _wait(self, call: Call) -> control_pb2.SolveResponse:
         try:
-            return call.result()
-        except grpc.FutureCancelledError as exc:
-            raise self._cancel.cause from exc
-        except grpc.RpcError as exc:
+            return control_pb2.SolveResponse.FromString(call.result())
+        except RpcError as exc:
             self._cancel.check()
-            if rpc_code(exc) == "UNAVAILABLE":
-                summary = f"the connection to {self._client.name} was lost during the build"
+            if exc.code == UNAVAILABLE:
+                summary = f"the connection to {self._client.name} was lost during the build: {exc.message}"
                 raise BuilderError(summary, hint="is the daemon still running?", retryable=True) from exc
             error = error_from_rpc(exc, f"{self._client.name}: build failed")
             if isinstance(error, StepFailed) and error.vertex:
@@ -185,13 +183,13 @@ class _Solve:
             request.Definition.CopyFrom(_definition(options.definition))
         return request
 
-    def _follow(self, stream: grpc.CallIterator[control_pb2.StatusResponse]) -> None:
+    def _follow(self, call: Call) -> None:
         try:
-            for response in stream:
-                for event in events(response):
+            for raw in call.messages():
+                for event in events(control_pb2.StatusResponse.FromString(raw)):
                     self._tails.see(event)
                     self._sink.emit(event)
-        except grpc.RpcError:
+        except RpcError:
             # The stream is only a report: the solve's own answer says what went wrong.
             return
 

@@ -10,18 +10,17 @@ Not for: what travels over the connection (:mod:`crossdock.buildkit.client`, :mo
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import socket
 import subprocess
 import tempfile
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from crossdock.errors import BuilderError, UsageError
+from crossdock.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +48,7 @@ class ByteStream(Protocol):
         """Return up to ``size`` bytes; empty at the end."""
         ...
 
-    def sendall(self, data: bytes, /) -> None:
+    def sendall(self, data: bytes | bytearray, /) -> None:
         """Send everything."""
         ...
 
@@ -79,7 +78,7 @@ class SocketStream:
         except (ConnectionResetError, OSError):
             return b""
 
-    def sendall(self, data: bytes, /) -> None:
+    def sendall(self, data: bytes | bytearray, /) -> None:
         """Send everything."""
         self._sock.sendall(data)
 
@@ -95,24 +94,33 @@ class SocketStream:
         self._sock.close()
 
 
-class ProcessStream:
-    """The standard input and output of a command, such as ``ssh host buildctl dial-stdio``."""
+class ProcessStream(SocketStream):
+    """The standard input and output of a command, such as ``ssh host buildctl dial-stdio``.
+
+    Both are one socket, so that either direction can be closed alone and nothing is copied.
+    """
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
-        self._argv = tuple(argv)
+        near, far = socket.socketpair()
         try:
             # Own session: Ctrl-C must reach us first, so that the solve can be cancelled over this very stream.
             self._process = subprocess.Popen(
-                argv,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                list(argv),
+                stdin=far.fileno(),
+                stdout=far.fileno(),
                 stderr=subprocess.PIPE,
                 env=env,
                 start_new_session=True,
             )
         except OSError as exc:
+            near.close()
             summary = f"cannot run {argv[0]}: {exc.strerror}"
             raise BuilderError(summary, hint=f"install {argv[0]}, or put it on PATH") from exc
+        finally:
+            far.close()
+        super().__init__(near)
+        self._program = argv[0]
+        self._closing = False
         self._stderr: list[bytes] = []
         self._stderr_thread = threading.Thread(target=self._drain, daemon=True, name="dial-stderr")
         self._stderr_thread.start()
@@ -121,42 +129,25 @@ class ProcessStream:
         stderr = self._process.stderr
         if stderr is None:
             return
-        for line in stderr:
-            if len(self._stderr) < 50:
-                self._stderr.append(line)
+        with stderr:
+            for line in stderr:
+                if len(self._stderr) < 50:
+                    self._stderr.append(line)
 
     @property
     def failure(self) -> str:
-        """What the command wrote to stderr, for error messages."""
-        return b"".join(self._stderr).decode(errors="replace").strip()
-
-    def recv(self, size: int, /) -> bytes:
-        """Return up to ``size`` bytes; empty at the end."""
-        stdout = self._process.stdout
-        if stdout is None:
-            return b""
-        try:
-            return os.read(stdout.fileno(), size)
-        except (OSError, ValueError):
-            return b""
-
-    def sendall(self, data: bytes, /) -> None:
-        """Send everything."""
-        stdin = self._process.stdin
-        if stdin is None:
-            raise BrokenPipeError
-        stdin.write(data)
-        stdin.flush()
-
-    def shutdown_write(self) -> None:
-        """Close the command's standard input."""
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
+        """What the command wrote to stderr, or that it ended; for error messages once the stream has ended."""
+        self._stderr_thread.join(1)
+        text = b"".join(self._stderr).decode(errors="replace").strip()
+        code = self._process.poll()
+        return text or (f"{self._program} ended with exit code {code}" if code else "")
 
     def close(self) -> None:
-        """End the command."""
-        self.shutdown_write()
+        """End the command; idempotent."""
+        super().close()
+        if self._closing:
+            return
+        self._closing = True
         if self._process.poll() is None:
             self._process.terminate()
             try:
@@ -165,13 +156,9 @@ class ProcessStream:
                 self._process.kill()
                 self._process.wait()
         self._stderr_thread.join(1)
-        for pipe in (self._process.stdout, self._process.stderr):
-            if pipe is not None:
-                pipe.close()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TlsOptions:
+class TlsOptions(Record):
     """TLS of a ``tcp://`` address: PEM files, absolute."""
 
     ca_cert: Path | None = None
@@ -181,8 +168,7 @@ class TlsOptions:
     server_name: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Address:
+class Address(Record):
     """A parsed daemon address."""
 
     scheme: str
@@ -198,6 +184,9 @@ class Address:
         Raises: UsageError for an unknown scheme or an empty target.
         """
         parts = urlsplit(text)
+        if parts.scheme == "npipe":
+            summary = f"cannot use {text}: named pipes exist on Windows only"
+            raise UsageError(summary, hint="give the daemon a unix:// or tcp:// address")
         if parts.scheme not in SCHEMES:
             summary = f"invalid BuildKit address {text!r}"
             raise UsageError(summary, hint=f"use one of {', '.join(s + '://' for s in SCHEMES)}")

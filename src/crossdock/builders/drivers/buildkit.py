@@ -180,14 +180,7 @@ def _stdin(request: BuildRequest) -> Any:
 
 
 def _with_exports(options: SolveOptions, outputs: Outputs) -> SolveOptions:
-    return SolveOptions(
-        frontend=options.frontend,
-        frontend_attrs=options.frontend_attrs,
-        entitlements=options.entitlements,
-        cache_imports=options.cache_imports,
-        cache_exports=options.cache_exports,
-        exports=tuple(outputs.exports),
-    )
+    return replace(options, exports=tuple(outputs.exports))
 
 
 def _metadata(response: dict[str, str]) -> dict[str, Any]:

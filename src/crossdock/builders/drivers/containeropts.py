@@ -6,10 +6,10 @@ Spec: docker/buildx ``driver/docker-container/factory.go``.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from crossdock.errors import UsageError
+from crossdock.record import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -59,8 +59,7 @@ _FIELDS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContainerOptions:
+class ContainerOptions(Record):
     """Parsed options; sizes in bytes, times in microseconds."""
 
     image: str = DEFAULT_IMAGE

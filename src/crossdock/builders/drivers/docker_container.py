@@ -277,7 +277,7 @@ class DemuxStream:
             data += block
         return data
 
-    def sendall(self, data: bytes, /) -> None:
+    def sendall(self, data: bytes | bytearray, /) -> None:
         """Send to the command's standard input."""
         self._sock.sendall(data)
 

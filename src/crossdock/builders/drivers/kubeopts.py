@@ -6,10 +6,10 @@ Spec: docker/buildx ``driver/kubernetes/factory.go``.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from crossdock.errors import UsageError
+from crossdock.record import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -102,8 +102,7 @@ _FIELDS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KubeOptions:
+class KubeOptions(Record):
     """Parsed options; quantities are Kubernetes' own texts."""
 
     image: str = ""

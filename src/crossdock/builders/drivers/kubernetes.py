@@ -174,9 +174,9 @@ class PodStream:
         data, self._rest = self._rest[:size], self._rest[size:]
         return data
 
-    def sendall(self, data: bytes, /) -> None:
+    def sendall(self, data: bytes | bytearray, /) -> None:
         """Send to the command's standard input."""
-        self._ws.write_channel(0, data)
+        self._ws.write_channel(0, bytes(data))
 
     def shutdown_write(self) -> None:
         """Do nothing: the protocol cannot close one direction."""

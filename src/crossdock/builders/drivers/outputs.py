@@ -10,7 +10,6 @@ import os
 import sys
 import tempfile
 import threading
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -18,6 +17,7 @@ from crossdock.buildkit.session.content import LayoutStore
 from crossdock.buildkit.session.filesend import DirectoryTarget, StreamTarget
 from crossdock.buildkit.solve import Export
 from crossdock.errors import ExportError, UsageError
+from crossdock.record import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -29,8 +29,7 @@ __all__ = ["Outputs", "plan_outputs"]
 _IMAGE_TYPES = frozenset({"image", "registry", "moby"})
 
 
-@dataclass(slots=True, kw_only=True)
-class Outputs:
+class Outputs(Record, frozen=False):
     """What is asked of the daemon, and the client's side of each."""
 
     exports: list[Export] = field(default_factory=list)

@@ -6,7 +6,6 @@ Spec: docker/buildx ``build/opt.go`` for the attributes; moby/buildkit ``fronten
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -14,6 +13,7 @@ from crossdock.builders.agents import agent_sockets, implied_ssh
 from crossdock.builders.attributes import entitlements, frontend_attributes
 from crossdock.builders.layouts import find_layout
 from crossdock.builders.localpaths import context_directory, default_dockerfile, refuse_bake_contexts
+from crossdock.builders.nodeid import shared_key
 from crossdock.builders.parse import is_remote_context
 from crossdock.builders.secrets import read_secret
 from crossdock.buildkit.session.auth import Auth
@@ -24,6 +24,7 @@ from crossdock.buildkit.session.ssh import SshForward
 from crossdock.buildkit.session.upload import Upload
 from crossdock.buildkit.solve import CacheEntry, SolveOptions
 from crossdock.errors import ContextError, UsageError
+from crossdock.record import Record, field
 from crossdock.registry import Credentials
 
 if TYPE_CHECKING:
@@ -37,8 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["Plan", "make_plan"]
 
 
-@dataclass(slots=True, kw_only=True)
-class Plan:
+class Plan(Record, frozen=False):
     """What is sent, and what must be released afterwards."""
 
     attrs: dict[str, str] = field(default_factory=dict)
@@ -47,6 +47,8 @@ class Plan:
     entitlements: list[str] = field(default_factory=list)
     cache_from: tuple[CacheEntry, ...] = ()
     cache_to: tuple[CacheEntry, ...] = ()
+    #: under which the daemon keeps the context between builds
+    shared_key: str = ""
     #: content stores by the name the daemon asks for
     stores: dict[str, LayoutStore] = field(default_factory=dict)
     #: local directories by the name the daemon asks for
@@ -60,6 +62,7 @@ class Plan:
             entitlements=tuple(self.entitlements),
             cache_imports=self.cache_from,
             cache_exports=self.cache_to,
+            shared_key=self.shared_key,
         )
 
 
@@ -118,6 +121,7 @@ def _main_context(
         plan.attrs["context"] = context
     else:
         dirs["context"] = LocalDir(path=context_directory(context) if context else _scratch(plan))
+        plan.shared_key = shared_key(context) if context else ""
 
 
 def _dockerfile(request: BuildRequest, plan: Plan, dirs: dict[str, LocalDir]) -> None:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import grpc
-
-from crossdock.buildkit.proto import auth_pb2, auth_pb2_grpc
+from crossdock.buildkit.proto import auth_pb2
+from crossdock.buildkit.rpc.serve import unary
+from crossdock.buildkit.rpc.status import FAILED_PRECONDITION, RpcError
 from crossdock.errors import CrossdockError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
+    from crossdock.buildkit.rpc.serve import Handler, ServerCall
     from crossdock.cancel import CancelToken
     from crossdock.registry.credentials import Credentials
 
@@ -26,10 +27,8 @@ __all__ = ["Auth"]
 _HUB = {"registry-1.docker.io": "docker.io", "index.docker.io": "docker.io"}
 
 
-class Auth(auth_pb2_grpc.AuthServicer):
+class Auth:
     """Answers with the logins of docker's and podman's configuration, looked up when asked."""
-
-    methods = ("/moby.filesync.v1.Auth/Credentials",)
 
     def __init__(
         self,
@@ -42,21 +41,21 @@ class Auth(auth_pb2_grpc.AuthServicer):
         self._cancel = cancel
         self._on_error = on_error
 
-    def register(self, server: grpc.Server, /) -> None:
-        """Add the handlers."""
-        auth_pb2_grpc.add_AuthServicer_to_server(self, server)
+    @property
+    def handlers(self) -> Mapping[str, Handler]:
+        """The service's methods."""
+        return {"/moby.filesync.v1.Auth/Credentials": unary(auth_pb2.CredentialsRequest, self._login)}
 
-    def Credentials(  # noqa: N802 - the protocol's name
-        self, request: auth_pb2.CredentialsRequest, context: grpc.ServicerContext
-    ) -> auth_pb2.CredentialsResponse:
+    def _login(self, request: auth_pb2.CredentialsRequest, call: ServerCall) -> auth_pb2.CredentialsResponse:
         """Return the login for a host; empty when there is none, which means anonymous."""
+        del call
         host = _HUB.get(request.Host, request.Host)
         try:
             login = self._credentials.lookup(host, "", cancel=self._cancel)
         except CrossdockError as exc:
             if self._on_error is not None:
                 self._on_error(exc)
-            context.abort(grpc.StatusCode.FAILED_PRECONDITION, exc.summary)
+            raise RpcError(FAILED_PRECONDITION, exc.summary) from exc
         if login is None:
             return auth_pb2.CredentialsResponse()
         if login.identity_token is not None:

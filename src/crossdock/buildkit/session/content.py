@@ -14,15 +14,25 @@ import os
 import re
 import secrets
 import threading
-from typing import TYPE_CHECKING, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, BinaryIO
 
-import grpc
-
-from crossdock.buildkit.proto import content_pb2, content_pb2_grpc
+from crossdock.buildkit.proto import content_pb2
+from crossdock.buildkit.rpc.serve import unary
+from crossdock.buildkit.rpc.status import (
+    ALREADY_EXISTS,
+    FAILED_PRECONDITION,
+    INTERNAL,
+    NOT_FOUND,
+    OUT_OF_RANGE,
+    PERMISSION_DENIED,
+    RpcError,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from crossdock.buildkit.rpc.serve import Handler, ServerCall
 
 __all__ = ["ContentStores", "LayoutStore"]
 
@@ -69,13 +79,8 @@ class _Ingest:
             self.dir.rmdir()
 
 
-class ContentStores(content_pb2_grpc.ContentServicer):
+class ContentStores:
     """Serves several layouts by name."""
-
-    methods = tuple(
-        f"/containerd.services.content.v1.Content/{m}"
-        for m in ("Info", "Update", "List", "Read", "Status", "ListStatuses", "Write")
-    )
 
     def __init__(self, stores: Mapping[str, LayoutStore]) -> None:
         self._stores = dict(stores)
@@ -83,72 +88,72 @@ class ContentStores(content_pb2_grpc.ContentServicer):
         self._lock = threading.Lock()
         self._ingests: dict[tuple[str, str], _Ingest] = {}
 
-    def register(self, server: grpc.Server, /) -> None:
-        """Add the handlers."""
-        content_pb2_grpc.add_ContentServicer_to_server(self, server)
+    @property
+    def handlers(self) -> Mapping[str, Handler]:
+        """The service's methods; blobs are neither deleted nor are writes aborted from outside."""
+        service = "/containerd.services.content.v1.Content/"
+        return {
+            f"{service}Info": unary(content_pb2.InfoRequest, self._get_info),
+            f"{service}Update": unary(content_pb2.UpdateRequest, self._update),
+            f"{service}List": self._list,
+            f"{service}Read": self._read,
+            f"{service}Status": unary(content_pb2.StatusRequest, self._status),
+            f"{service}ListStatuses": unary(content_pb2.ListStatusesRequest, self._statuses),
+            f"{service}Write": self._write,
+        }
 
-    def Info(  # noqa: N802 - the protocol's name
-        self, request: content_pb2.InfoRequest, context: grpc.ServicerContext
-    ) -> content_pb2.InfoResponse:
+    def _get_info(self, request: content_pb2.InfoRequest, call: ServerCall) -> content_pb2.InfoResponse:
         """Return size and time of a blob."""
-        return content_pb2.InfoResponse(info=self._info(self._store(context)[1], request.digest, context))
+        return content_pb2.InfoResponse(info=self._info(self._store(call)[1], request.digest))
 
-    def Update(  # noqa: N802 - the protocol's name
-        self, request: content_pb2.UpdateRequest, context: grpc.ServicerContext
-    ) -> content_pb2.UpdateResponse:
+    def _update(self, request: content_pb2.UpdateRequest, call: ServerCall) -> content_pb2.UpdateResponse:
         """Accept labels, which a layout has no place for."""
-        info = self._info(self._store(context)[1], request.info.digest, context)
+        info = self._info(self._store(call)[1], request.info.digest)
         info.labels.update(request.info.labels)
         return content_pb2.UpdateResponse(info=info)
 
-    def List(  # noqa: N802 - the protocol's name
-        self, request: content_pb2.ListContentRequest, context: grpc.ServicerContext
-    ) -> Iterator[content_pb2.ListContentResponse]:
+    def _list(self, call: ServerCall) -> None:
         """List all blobs."""
-        del request
-        _, store = self._store(context)
+        _, store = self._store(call)
         blobs = store.root / "blobs"
         found = [
-            self._info(store, f"{path.parent.name}:{path.name}", context)
+            self._info(store, f"{path.parent.name}:{path.name}")
             for path in sorted(blobs.glob("*/*"))
             if _DIGEST.match(f"{path.parent.name}:{path.name}")
         ]
         if found:
-            yield content_pb2.ListContentResponse(info=found)
+            call.send(content_pb2.ListContentResponse(info=found).SerializeToString())
 
-    def Read(  # noqa: N802 - the protocol's name
-        self, request: content_pb2.ReadContentRequest, context: grpc.ServicerContext
-    ) -> Iterator[content_pb2.ReadContentResponse]:
+    def _read(self, call: ServerCall) -> None:
         """Stream a blob or a part of it."""
-        _, store = self._store(context)
+        request = content_pb2.ReadContentRequest.FromString(next(call.messages(), b""))
+        _, store = self._store(call)
         path = store.path(request.digest)
         if path is None or not path.is_file():
-            _abort(context, grpc.StatusCode.NOT_FOUND, f"content {request.digest}: not found")
+            raise RpcError(NOT_FOUND, f"content {request.digest}: not found")
         with path.open("rb") as file:
             file.seek(request.offset)
             at, left = request.offset, request.size or path.stat().st_size - request.offset
             while left > 0 and (data := file.read(min(_CHUNK, left))):
-                yield content_pb2.ReadContentResponse(offset=at, data=data)
+                call.send(content_pb2.ReadContentResponse(offset=at, data=data).SerializeToString())
                 at, left = at + len(data), left - len(data)
 
-    def Status(  # noqa: N802 - the protocol's name
-        self, request: content_pb2.StatusRequest, context: grpc.ServicerContext
-    ) -> content_pb2.StatusResponse:
+    def _status(self, request: content_pb2.StatusRequest, call: ServerCall) -> content_pb2.StatusResponse:
         """Return how far a write got."""
-        name, _ = self._store(context)
+        name, _ = self._store(call)
         with self._lock:
             ingest = self._ingests.get((name, request.ref))
         if ingest is None:
-            _abort(context, grpc.StatusCode.NOT_FOUND, f"ingest {request.ref}: not found")
+            raise RpcError(NOT_FOUND, f"ingest {request.ref}: not found")
         status = content_pb2.Status(ref=request.ref, offset=ingest.offset, total=ingest.total)
         return content_pb2.StatusResponse(status=status)
 
-    def ListStatuses(  # noqa: N802 - the protocol's name
-        self, request: content_pb2.ListStatusesRequest, context: grpc.ServicerContext
+    def _statuses(
+        self, request: content_pb2.ListStatusesRequest, call: ServerCall
     ) -> content_pb2.ListStatusesResponse:
         """List writes under way."""
         del request
-        name, _ = self._store(context)
+        name, _ = self._store(call)
         with self._lock:
             found = [
                 content_pb2.Status(ref=ref, offset=i.offset, total=i.total)
@@ -157,92 +162,83 @@ class ContentStores(content_pb2_grpc.ContentServicer):
             ]
         return content_pb2.ListStatusesResponse(statuses=found)
 
-    def Write(  # noqa: N802 - the protocol's name
-        self, request_iterator: Iterator[content_pb2.WriteContentRequest], context: grpc.ServicerContext
-    ) -> Iterator[content_pb2.WriteContentResponse]:
+    def _write(self, call: ServerCall) -> None:
         """Write one blob; it appears under its digest only when complete and verified."""
-        name, store = self._store(context)
+        name, store = self._store(call)
         if not store.writable:
-            _abort(context, grpc.StatusCode.PERMISSION_DENIED, f"store {name} is read-only")
+            raise RpcError(PERMISSION_DENIED, f"store {name} is read-only")
         ref, ingest = "", None
         try:
-            for request in request_iterator:
+            for raw in call.messages():
+                request = content_pb2.WriteContentRequest.FromString(raw)
                 if not ref:
                     ref = request.ref
-                    self._refuse_existing(store, request.expected, context)
+                    self._refuse_existing(store, request.expected)
                     ingest = _Ingest(store)
                     with self._lock:
                         self._ingests[name, ref] = ingest
                 if ingest is None:
                     break
-                yield self._step(store, ingest, request, context)
+                call.send(_step(store, ingest, request).SerializeToString())
                 if request.action == content_pb2.COMMIT:
                     ingest = None
                     return
         except OSError as exc:
-            _abort(context, grpc.StatusCode.INTERNAL, f"{store.root}: {exc.strerror}")
+            raise RpcError(INTERNAL, f"{store.root}: {exc.strerror}") from exc
         finally:
             with self._lock:
                 self._ingests.pop((name, ref), None)
             if ingest is not None:
                 ingest.discard()
 
-    def _step(
-        self,
-        store: LayoutStore,
-        ingest: _Ingest,
-        request: content_pb2.WriteContentRequest,
-        context: grpc.ServicerContext,
-    ) -> content_pb2.WriteContentResponse:
-        ingest.total = request.total or ingest.total
-        if request.data:
-            if request.offset != ingest.offset:
-                _abort(
-                    context,
-                    grpc.StatusCode.OUT_OF_RANGE,
-                    f"write at {request.offset}, expected {ingest.offset}",
-                )
-            ingest.write(request.data)
-        digest = f"sha256:{ingest.hash.hexdigest()}"
-        if request.action == content_pb2.COMMIT:
-            if (request.expected and request.expected != digest) or (
-                request.total and request.total != ingest.offset
-            ):
-                text = (
-                    f"expected {request.expected} of {request.total} bytes, got {digest} of {ingest.offset}"
-                )
-                _abort(context, grpc.StatusCode.FAILED_PRECONDITION, text)
-            _commit(store, ingest, digest)
-        return content_pb2.WriteContentResponse(
-            action=request.action, offset=ingest.offset, total=ingest.total, digest=digest
-        )
-
-    def _refuse_existing(self, store: LayoutStore, expected: str, context: grpc.ServicerContext) -> None:
+    def _refuse_existing(self, store: LayoutStore, expected: str) -> None:
         path = store.path(expected) if expected else None
         if path is not None and path.exists():
-            _abort(context, grpc.StatusCode.ALREADY_EXISTS, f"content {expected}: already exists")
+            raise RpcError(ALREADY_EXISTS, f"content {expected}: already exists")
 
-    def _store(self, context: grpc.ServicerContext) -> tuple[str, LayoutStore]:
-        metadata = dict(context.invocation_metadata())
-        name = metadata.get("buildkit-attachable-store-id", "")
-        text = name.decode() if isinstance(name, bytes) else name
+    def _store(self, call: ServerCall) -> tuple[str, LayoutStore]:
+        text = next(iter(call.metadata("buildkit-attachable-store-id")), "")
         store = self._stores.get(text)
         if store is None:
-            _abort(context, grpc.StatusCode.NOT_FOUND, f"unknown store {text}")
+            raise RpcError(NOT_FOUND, f"unknown store {text}")
         return text, store
 
-    def _info(self, store: LayoutStore, digest: str, context: grpc.ServicerContext) -> content_pb2.Info:
+    def _info(self, store: LayoutStore, digest: str) -> content_pb2.Info:
         path = store.path(digest)
         try:
             found = path.stat() if path is not None else None
         except OSError:
             found = None
         if found is None:
-            _abort(context, grpc.StatusCode.NOT_FOUND, f"content {digest}: not found")
+            raise RpcError(NOT_FOUND, f"content {digest}: not found")
         info = content_pb2.Info(digest=digest, size=found.st_size)
         info.created_at.FromNanoseconds(found.st_mtime_ns)
         info.updated_at.FromNanoseconds(found.st_mtime_ns)
         return info
+
+
+def _step(
+    store: LayoutStore, ingest: _Ingest, request: content_pb2.WriteContentRequest
+) -> content_pb2.WriteContentResponse:
+    ingest.total = request.total or ingest.total
+    if request.data:
+        if request.offset != ingest.offset:
+            raise RpcError(
+                OUT_OF_RANGE,
+                f"write at {request.offset}, expected {ingest.offset}",
+            )
+        ingest.write(request.data)
+    digest = f"sha256:{ingest.hash.hexdigest()}"
+    if request.action == content_pb2.COMMIT:
+        if (request.expected and request.expected != digest) or (
+            request.total and request.total != ingest.offset
+        ):
+            text = f"expected {request.expected} of {request.total} bytes, got {digest} of {ingest.offset}"
+            raise RpcError(FAILED_PRECONDITION, text)
+        _commit(store, ingest, digest)
+    return content_pb2.WriteContentResponse(
+        action=request.action, offset=ingest.offset, total=ingest.total, digest=digest
+    )
 
 
 def _commit(store: LayoutStore, ingest: _Ingest, digest: str) -> None:
@@ -256,7 +252,3 @@ def _commit(store: LayoutStore, ingest: _Ingest, digest: str) -> None:
     ingest.path.rename(path)
     with contextlib.suppress(OSError):
         ingest.dir.rmdir()
-
-
-def _abort(context: grpc.ServicerContext, code: grpc.StatusCode, text: str) -> NoReturn:
-    context.abort(code, text)

@@ -8,32 +8,32 @@ Spec: moby/buildkit ``session/filesync``, metadata ``buildkit-attachable-exporte
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
-import grpc
-
-from crossdock.buildkit.proto import filesync_pb2, wire_pb2
+from crossdock.buildkit.proto import filesync_pb2
+from crossdock.buildkit.rpc.messages import prefixed
+from crossdock.buildkit.rpc.status import FAILED_PRECONDITION, NOT_FOUND, RpcError
 from crossdock.buildkit.session.receive import Receiver
 from crossdock.errors import CrossdockError, ExportError
+from crossdock.record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+
+    from crossdock.buildkit.rpc.serve import Handler, ServerCall
 
 __all__ = ["DirectoryTarget", "FileSend", "StreamTarget"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DirectoryTarget:
+class DirectoryTarget(Record):
     """A directory to fill; ``mirror`` removes what is not sent."""
 
     path: Path
     mirror: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamTarget:
+class StreamTarget(Record):
     """A byte stream to write; ``finish(ok)`` closes it, and removes it again when not ``ok``."""
 
     open: Callable[[Mapping[str, str]], BinaryIO]
@@ -42,8 +42,6 @@ class StreamTarget:
 
 class FileSend:
     """Receives outputs; keys are exporter numbers in the order of the request."""
-
-    methods = ("/moby.filesync.v1.FileSend/DiffCopy",)
 
     def __init__(
         self,
@@ -54,62 +52,71 @@ class FileSend:
         self._targets = dict(targets)
         self._on_error = on_error
 
-    def register(self, server: grpc.Server, /) -> None:
-        """Add the handlers, which take and give raw messages."""
-        handler = grpc.stream_stream_rpc_method_handler(self._diff_copy)
-        server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler("moby.filesync.v1.FileSend", {"DiffCopy": handler}),)
-        )
+    @property
+    def handlers(self) -> Mapping[str, Handler]:
+        """The service's method."""
+        return {"/moby.filesync.v1.FileSend/DiffCopy": self._diff_copy}
 
-    def _diff_copy(self, messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        metadata = {k: v.decode() if isinstance(v, bytes) else v for k, v in context.invocation_metadata()}
-        target = self._choose(metadata, context)
+    def _diff_copy(self, call: ServerCall) -> None:
+        target = self._choose(call)
         try:
             match target:
                 case DirectoryTarget():
-                    if target.mirror and metadata.get("buildkit-exporter-multi-platform") != "1":
+                    if target.mirror and call.metadata("buildkit-exporter-multi-platform") != ("1",):
                         summary = "local exporter mode=delete needs a newer BuildKit daemon"
                         raise ExportError(summary, hint="use mode=copy, or upgrade BuildKit to v0.31")
-                    yield from _directory(target, messages)
+                    _directory(target, call)
                 case StreamTarget():
-                    _stream(target, messages, metadata)
+                    _stream(target, call)
         except CrossdockError as exc:
             if self._on_error is not None:
                 self._on_error(exc)
-            context.abort(grpc.StatusCode.FAILED_PRECONDITION, exc.summary)
+            raise RpcError(FAILED_PRECONDITION, exc.summary) from exc
 
-    def _choose(
-        self, metadata: Mapping[str, str], context: grpc.ServicerContext
-    ) -> DirectoryTarget | StreamTarget:
+    def _choose(self, call: ServerCall) -> DirectoryTarget | StreamTarget:
         # Daemons before multiple exporters name none.
-        number = metadata.get("buildkit-attachable-exporter-id", "0")
+        number = next(iter(call.metadata("buildkit-attachable-exporter-id")), "0")
         target = self._targets.get(int(number)) if number.isdigit() else None
         if target is None:
-            context.abort(grpc.StatusCode.NOT_FOUND, f"exporter {number} not found")
+            raise RpcError(NOT_FOUND, f"exporter {number} not found")
         return target
 
 
-def _directory(target: DirectoryTarget, messages: Iterator[bytes]) -> Iterator[bytes]:
+def _directory(target: DirectoryTarget, call: ServerCall) -> None:
     try:
         target.path.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         summary = f"cannot create {target.path}: {exc.strerror}"
         raise ExportError(summary) from exc
-    packets = map(wire_pb2.Packet.FromString, messages)
-    for packet in Receiver(str(target.path), mirror=target.mirror).run(packets):
-        yield packet.SerializeToString()
+    receiver = Receiver(str(target.path), mirror=target.mirror)
+    with receiver:
+        try:
+            for batch in call.batches():
+                answers = receiver.take(batch)
+                if answers:
+                    call.send_raw(b"".join(map(prefixed, answers)))
+                if receiver.done:
+                    return
+        except RpcError as exc:
+            summary = f"the connection broke while an output was received: {exc.message}"
+            raise ExportError(summary, retryable=True) from exc
+        summary = "the connection ended before all files were received"
+        raise ExportError(summary, retryable=True)
 
 
-def _stream(target: StreamTarget, messages: Iterator[bytes], metadata: Mapping[str, str]) -> None:
+def _stream(target: StreamTarget, call: ServerCall) -> None:
     prefix = "exporter-md-"
-    stream = target.open({k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)})
+    metadata = {
+        name.removeprefix(prefix): call.metadata(name)[-1] for name in call.names if name.startswith(prefix)
+    }
+    stream = target.open(metadata)
     ok = False
     try:
-        for message in messages:
-            stream.write(filesync_pb2.BytesMessage.FromString(message).data)
+        for batch in call.batches():
+            stream.writelines(filesync_pb2.BytesMessage.FromString(message).data for message in batch)
         ok = True
-    except grpc.RpcError as exc:
-        summary = "the connection broke while an output was received"
+    except RpcError as exc:
+        summary = f"the connection broke while an output was received: {exc.message}"
         raise ExportError(summary, retryable=True) from exc
     except OSError as exc:
         summary = f"cannot write the output: {exc.strerror or exc}"

@@ -1,33 +1,41 @@
 """Session service ``FileSync``: local directories sent to the daemon, only what it lacks.
 
 The sender walks the tree and sends one STAT per entry; the daemon compares them with what it has from earlier builds
-and asks for the files that differ; their bytes follow as DATA packets.
+and asks for the files that differ; their bytes follow as DATA packets. Packets are sent many at a time: of 12,000 small
+files, what is done per packet is most of the time.
 
 Spec: tonistiigi/fsutil ``receive.go`` (protocol), moby/buildkit ``session/filesync``.
 """
 
 from __future__ import annotations
 
+import os
 import queue
+import stat as st
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_plus
 
-import grpc
-
-from crossdock.buildkit.proto import filesync_pb2_grpc, wire_pb2
+from crossdock.buildkit.proto import wire_pb2
+from crossdock.buildkit.rpc.messages import prefixed
+from crossdock.buildkit.rpc.status import FAILED_PRECONDITION, NOT_FOUND, RpcError
 from crossdock.buildkit.session.tree import GO_TYPE_MASK, walk_tree
 from crossdock.errors import ContextError, CrossdockError
+from crossdock.llb.wire import varint
+from crossdock.record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
+
+    from crossdock.buildkit.rpc.serve import Handler, ServerCall
 
 __all__ = ["FileSync", "LocalDir"]
 
 #: bytes of one DATA packet; the daemon takes messages up to 4 MiB
 _CHUNK = 1 << 20
+#: bytes of packets sent at once
+_BATCH = 128 * 1024
 _STAT, _REQ, _DATA, _FIN, _ERR = (
     wire_pb2.Packet.PACKET_STAT,
     wire_pb2.Packet.PACKET_REQ,
@@ -37,8 +45,7 @@ _STAT, _REQ, _DATA, _FIN, _ERR = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalDir:
+class LocalDir(Record):
     """A directory offered under a name."""
 
     path: Path
@@ -47,10 +54,8 @@ class LocalDir:
     keep_owner: bool = False
 
 
-class FileSync(filesync_pb2_grpc.FileSyncServicer):
+class FileSync:
     """Offers directories by name (``context``, ``dockerfile``, named contexts)."""
-
-    methods = ("/moby.filesync.v1.FileSync/DiffCopy",)
 
     def __init__(
         self,
@@ -64,118 +69,152 @@ class FileSync(filesync_pb2_grpc.FileSyncServicer):
         self._on_bytes = on_bytes
         self._on_error = on_error
 
-    def register(self, server: grpc.Server, /) -> None:
-        """Add the handlers."""
-        filesync_pb2_grpc.add_FileSyncServicer_to_server(self, server)
+    @property
+    def handlers(self) -> Mapping[str, Handler]:
+        """The service's method."""
+        return {"/moby.filesync.v1.FileSync/DiffCopy": self._diff_copy}
 
-    def DiffCopy(  # noqa: N802 - the protocol's name
-        self, request_iterator: Iterator[wire_pb2.Packet], context: grpc.ServicerContext
-    ) -> Iterator[wire_pb2.Packet]:
+    def _diff_copy(self, call: ServerCall) -> None:
         """Send one directory."""
-        options = _options(context)
-        name = next(iter(options.get("dir-name", ())), "")
+        name = next(iter(_option(call, "dir-name")), "")
         directory = self._dirs.get(name)
         if directory is None:
-            context.abort(grpc.StatusCode.NOT_FOUND, f"no access allowed to dir {name!r}")
-        sender = _Sender(directory, options, name, self._on_bytes)
+            raise RpcError(NOT_FOUND, f"no access allowed to dir {name!r}")
+        sender = _Sender(directory, call, name, self._on_bytes)
         try:
-            yield from sender.run(request_iterator)
+            sender.run()
         except CrossdockError as exc:
             if self._on_error is not None:
                 self._on_error(exc)
-            yield wire_pb2.Packet(type=_ERR, data=exc.summary.encode())
-            context.abort(grpc.StatusCode.FAILED_PRECONDITION, exc.summary)
+            call.send(
+                wire_pb2.Packet(type=_ERR, data=exc.summary.encode(errors="replace")).SerializeToString()
+            )
+            raise RpcError(FAILED_PRECONDITION, exc.summary) from exc
 
 
-def _options(context: grpc.ServicerContext) -> dict[str, tuple[str, ...]]:
-    """Read the request's metadata, undoing the escapes of non-ASCII values."""
-    out: dict[str, tuple[str, ...]] = {}
-    for key, value in context.invocation_metadata():
-        text = value.decode() if isinstance(value, bytes) else value
-        out[key] = (*out.get(key, ()), text)
-    for key in [k for k in out if k.endswith("-encoded")]:
-        plain = key.removesuffix("-encoded")
-        if out[key][0] in ("1", "true", "t", "T", "TRUE", "True") and plain in out:
-            out[plain] = tuple(map(unquote_plus, out[plain]))
-    return out
+def _option(call: ServerCall, name: str) -> tuple[str, ...]:
+    """Read one of the request's headers, undoing the escapes of non-ASCII values."""
+    values = call.metadata(name)
+    if next(iter(call.metadata(f"{name}-encoded")), "") in ("1", "true", "t", "T", "TRUE", "True"):
+        return tuple(map(unquote_plus, values))
+    return values
 
 
 class _Sender:
     def __init__(
-        self,
-        directory: LocalDir,
-        options: Mapping[str, Sequence[str]],
-        name: str,
-        on_bytes: Callable[[str, int], None] | None,
+        self, directory: LocalDir, call: ServerCall, name: str, on_bytes: Callable[[str, int], None] | None
     ) -> None:
         self._root = str(directory.path)
         self._entries = walk_tree(
             self._root,
-            include=options.get("include-patterns", ()),
-            exclude=(*directory.exclude, *options.get("exclude-patterns", ())),
-            follow=options.get("followpaths", ()),
+            include=_option(call, "include-patterns"),
+            exclude=(*directory.exclude, *_option(call, "exclude-patterns")),
+            follow=_option(call, "followpaths"),
             keep_owner=directory.keep_owner,
         )
+        self._call = call
         self._name = name
         self._on_bytes = on_bytes
         #: id -> (path, size) of files not yet asked for
         self._files: dict[int, tuple[str, int]] = {}
-        self._requests: queue.SimpleQueue[int | CrossdockError | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[int | Exception | None] = queue.SimpleQueue()
+        #: packets made and not yet sent
+        self._out = bytearray()
 
-    def run(self, packets: Iterator[wire_pb2.Packet]) -> Iterator[wire_pb2.Packet]:
-        threading.Thread(target=self._listen, args=(packets,), daemon=True, name="filesync-requests").start()
+    def run(self) -> None:
+        threading.Thread(target=self._listen, daemon=True, name="filesync-requests").start()
+        out, packet = self._out, wire_pb2.Packet
         for number, stat in enumerate(self._entries):
             if not stat.mode & GO_TYPE_MASK:
                 self._files[number] = (stat.path, stat.size)
-            yield wire_pb2.Packet(type=_STAT, stat=stat)
-            # Data flows while the walk goes on, so that a large tree does not wait for its last entry.
-            while not self._requests.empty():
-                yield from self._answer(self._requests.get())
-        yield wire_pb2.Packet(type=_STAT)
-        while (request := self._requests.get()) is not None:
-            yield from self._answer(request)
-        yield wire_pb2.Packet(type=_FIN)
+            out += prefixed(packet(type=_STAT, stat=stat).SerializeToString())
+            if len(out) >= _BATCH:
+                self._flush()
+                # Data flows while the walk goes on, so that a large tree does not wait for its last entry.
+                while not self._requests.empty():
+                    self._answer(self._requests.get())
+        out += prefixed(packet(type=_STAT).SerializeToString())
+        while True:
+            if self._requests.empty():
+                self._flush()
+            request = self._requests.get()
+            if request is None:
+                break
+            self._answer(request)
+        out += prefixed(packet(type=_FIN).SerializeToString())
+        self._flush()
 
-    def _listen(self, packets: Iterator[wire_pb2.Packet]) -> None:
+    def _flush(self) -> None:
+        if self._out:
+            self._call.send_raw(self._out)
+            self._out.clear()
+
+    def _listen(self) -> None:
         try:
-            for packet in packets:
+            for raw in self._call.messages():
+                packet = wire_pb2.Packet.FromString(raw)
                 if packet.type == _REQ:
                     self._requests.put(packet.ID)
                 elif packet.type == _FIN:
                     break
                 elif packet.type == _ERR:
-                    summary = (
-                        f"the daemon stopped reading the context: {packet.data.decode(errors='replace')}"
-                    )
-                    self._requests.put(ContextError(summary))
+                    text = packet.data.decode(errors="replace")
+                    self._requests.put(ContextError(f"the daemon stopped reading the context: {text}"))
                     return
-        except grpc.RpcError as exc:
-            summary = "the connection broke while the context was sent"
+        except RpcError as exc:
+            summary = f"the connection broke while the context was sent: {exc.message}"
             error = ContextError(summary, retryable=True)
             error.__cause__ = exc
-            self._requests.put(error)
+            # What the peer gave up on purpose is its own business, and reported by it.
+            self._requests.put(exc if exc.code == "CANCELLED" else error)
             return
         self._requests.put(None)
 
-    def _answer(self, request: int | CrossdockError | None) -> Iterator[wire_pb2.Packet]:
-        if isinstance(request, CrossdockError):
+    def _answer(self, request: int | Exception | None) -> None:
+        if isinstance(request, Exception):
             raise request
         if request is None or request not in self._files:
             summary = f"the daemon asked for file {request}, which it was not offered"
             raise ContextError(summary)
         path, size = self._files.pop(request)
+        head = b"\x08\x02\x18" + varint(request)
         sent = 0
         try:
-            with open(f"{self._root}/{path}", "rb", buffering=0) as file:
-                while data := file.read(_CHUNK):
-                    sent += len(data)
-                    yield wire_pb2.Packet(type=_DATA, ID=request, data=data)
-                    if self._on_bytes is not None:
-                        self._on_bytes(self._name, len(data))
+            for data in _pieces(f"{self._root}/{path}", size):
+                sent += len(data)
+                field = head + b"\x22" + varint(len(data))
+                self._out += b"\0" + (len(field) + len(data)).to_bytes(4, "big")
+                self._out += field
+                self._out += data
+                if len(self._out) >= _BATCH:
+                    self._flush()
         except OSError as exc:
             summary = f"{path}: {exc.strerror} while the context was sent"
             raise ContextError(summary, hint="build again when nothing changes the directory") from exc
         if sent != size:
             summary = f"{path} changed from {size} to {sent} bytes while the context was sent"
             raise ContextError(summary, hint="build again when nothing changes the directory")
-        yield wire_pb2.Packet(type=_DATA, ID=request)
+        self._out += b"\0" + len(head).to_bytes(4, "big") + head
+        if self._on_bytes is not None:
+            self._on_bytes(self._name, sent)
+
+
+def _pieces(path: str, size: int) -> Iterator[bytes]:
+    """Yield a file's data, at most a byte more than ``size``; what is no regular file (a socket) has none.
+
+    Raises: OSError.
+    """
+    # Not to be kept waiting by what became a pipe meanwhile, nor led away by what became a link.
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        if size == 0 and not st.S_ISREG(os.lstat(path).st_mode):
+            return
+        raise
+    try:
+        left = size + 1
+        while left > 0 and (data := os.read(fd, min(left, _CHUNK))):
+            left -= len(data)
+            yield data
+    finally:
+        os.close(fd)

@@ -12,20 +12,23 @@ import contextlib
 import os
 import posixpath
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from crossdock.buildkit.proto import wire_pb2
 from crossdock.buildkit.session.tree import GO_TYPE_MASK, posix_mode
 from crossdock.errors import ExportError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from crossdock.buildkit.proto import stat_pb2
 
 __all__ = ["Receiver"]
 
+_Packet = wire_pb2.Packet
 _DIR, _SYMLINK = 1 << 31, 1 << 27
+#: directories kept open, so that their files need not be reached from the root each
+_KEPT_DIRECTORIES = 32
 _O_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -38,8 +41,14 @@ class Receiver:
         self._root = root
         self._mirror = mirror
         self._on_bytes = on_bytes
-        self._last = ""
+        #: the sender has said its last word
+        self.done = False
+        self._number = 0
+        self._listed = self._finished = False
+        self._last: list[str] = []
         self._sent: set[str] = set()
+        #: directories below the root by path, opened without following links; a few of them are kept
+        self._parents: dict[str, int] = {}
         #: id -> record of files asked for
         self._wanted: dict[int, stat_pb2.Stat] = {}
         #: id -> (open descriptor, temporary name, parent descriptor)
@@ -49,43 +58,54 @@ class Receiver:
         #: hard links, made once their targets are complete
         self._links: list[stat_pb2.Stat] = []
 
-    def run(self, packets: Iterator[wire_pb2.Packet]) -> Iterator[wire_pb2.Packet]:
-        """Consume the sender's packets, yield ours; ends after both FINs.
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove what is half-written, and let go of all directories."""
+        for fd, temporary, parent in self._open.values():
+            os.close(fd)
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=parent)
+            os.close(parent)
+        self._open.clear()
+        for fd in self._parents.values():
+            os.close(fd)
+        self._parents.clear()
+
+    def take(self, messages: Sequence[bytes]) -> list[bytes]:
+        """Consume packets of the sender and return ours; nothing more is to come once :attr:`done` is set.
 
         Raises: ExportError when a path is hostile, out of order, or cannot be written.
         """
-        number, listed, finished = 0, False, False
-        try:
-            for packet in packets:
-                match packet.type:
-                    case wire_pb2.Packet.PACKET_STAT if packet.HasField("stat"):
-                        if self._entry(packet.stat):
-                            self._wanted[number] = packet.stat
-                            yield wire_pb2.Packet(type=wire_pb2.Packet.PACKET_REQ, ID=number)
-                        number += 1
-                    case wire_pb2.Packet.PACKET_STAT:
-                        listed = True
-                    case wire_pb2.Packet.PACKET_DATA:
-                        self._data(packet.ID, packet.data)
-                    case wire_pb2.Packet.PACKET_FIN:
-                        return
-                    case wire_pb2.Packet.PACKET_ERR:
-                        summary = (
-                            f"the daemon failed while sending files: {packet.data.decode(errors='replace')}"
-                        )
-                        raise ExportError(summary)
-                    case _:
-                        summary = f"the daemon sent an unexpected packet of type {packet.type}"
-                        raise ExportError(summary)
-                if listed and not self._wanted and not finished:
-                    finished = True
-                    self._finish()
-                    yield wire_pb2.Packet(type=wire_pb2.Packet.PACKET_FIN)
-            if not finished:
-                summary = "the connection ended before all files were received"
-                raise ExportError(summary)
-        finally:
-            self._discard()
+        answers: list[bytes] = []
+        for raw in messages:
+            packet = _Packet.FromString(raw)
+            match packet.type:
+                case _Packet.PACKET_DATA:
+                    self._data(packet.ID, packet.data)
+                case _Packet.PACKET_STAT if packet.HasField("stat"):
+                    if self._entry(packet.stat):
+                        self._wanted[self._number] = packet.stat
+                        request = _Packet(type=_Packet.PACKET_REQ, ID=self._number)
+                        answers.append(request.SerializeToString())
+                    self._number += 1
+                case _Packet.PACKET_STAT:
+                    self._listed = True
+                case _Packet.PACKET_FIN if self._finished:
+                    self.done = True
+                case _Packet.PACKET_ERR:
+                    text = packet.data.decode(errors="replace")
+                    summary = f"the daemon failed while sending files: {text}"
+                    raise ExportError(summary)
+                case _:
+                    summary = f"the daemon sent an unexpected packet of type {packet.type}"
+                    raise ExportError(summary)
+            if self._listed and not self._wanted and not self._finished:
+                self._finished = True
+                self._finish()
+                answers.append(_Packet(type=_Packet.PACKET_FIN).SerializeToString())
+        return answers
 
     # entries
 
@@ -112,29 +132,40 @@ class Receiver:
             summary = f"the daemon sent the path {path!r}, which would leave the output directory"
             raise ExportError(summary)
         # fsutil orders by segments: "a/b" comes before "a.b".
-        if self._last and self._last.split("/") >= path.split("/"):
-            summary = f"the daemon sent {path!r} after {self._last!r}: out of order"
+        parts = path.split("/")
+        if self._last >= parts:
+            summary = f"the daemon sent {path!r} after {'/'.join(self._last)!r}: out of order"
             raise ExportError(summary)
-        self._last = path
+        self._last = parts
 
     @contextlib.contextmanager
     def _parent(self, path: str) -> Iterator[tuple[int, str]]:
-        """Open the directory of ``path`` below the root, following no link; yields it and the last name."""
-        *parents, name = path.split("/")
-        fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        """Give the directory of ``path`` below the root, reached over no link, and the last name."""
+        folder, _, name = path.rpartition("/")
         try:
-            for part in parents:
-                below = os.open(part, _O_DIR, dir_fd=fd)
-                os.close(fd)
-                fd = below
-            yield fd, name
+            yield self._directory(folder), name
         except OSError as exc:
             summary = f"cannot write {self._root}/{path}: {exc.strerror}"
             raise ExportError(
                 summary, hint="check the permissions and free space of the output directory"
             ) from exc
-        finally:
-            os.close(fd)
+
+    def _directory(self, folder: str) -> int:
+        fd = self._parents.pop(folder, None)
+        if fd is not None:
+            self._parents[folder] = fd  # now the last to be closed
+            return fd
+        if len(self._parents) >= _KEPT_DIRECTORIES:
+            os.close(self._parents.pop(next(iter(self._parents))))
+        fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        for part in folder.split("/") if folder else ():
+            try:
+                below = os.open(part, _O_DIR, dir_fd=fd)
+            finally:
+                os.close(fd)
+            fd = below
+        self._parents[folder] = fd
+        return fd
 
     def _make_directory(self, record: stat_pb2.Stat) -> None:
         with self._parent(record.path) as (parent, name):
@@ -207,7 +238,7 @@ class Receiver:
     def _finish(self) -> None:
         for record in self._links:
             self._check_target(record)
-            with self._parent(record.linkname) as (source, old), self._parent(record.path) as (parent, name):
+            with self._parent(record.path) as (parent, name), self._parent(record.linkname) as (source, old):
                 _remove(name, parent)
                 os.link(old, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
         if self._mirror:
@@ -231,14 +262,6 @@ class Receiver:
                     _remove(name, directory)
                 elif _is_directory(name, directory):
                     self._remove_others(path + "/")
-
-    def _discard(self) -> None:
-        for fd, temporary, parent in self._open.values():
-            os.close(fd)
-            with contextlib.suppress(OSError):
-                os.unlink(temporary, dir_fd=parent)
-            os.close(parent)
-        self._open.clear()
 
 
 def _is_directory(name: str, parent: int) -> bool:

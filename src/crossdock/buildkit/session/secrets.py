@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import grpc
-
-from crossdock.buildkit.proto import secrets_pb2, secrets_pb2_grpc
+from crossdock.buildkit.proto import secrets_pb2
+from crossdock.buildkit.rpc.serve import unary
+from crossdock.buildkit.rpc.status import NOT_FOUND, RpcError
 from crossdock.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from crossdock.buildkit.rpc.serve import Handler, ServerCall
     from crossdock.secret import Secret
 
 __all__ = ["MAX_SECRET_BYTES", "Secrets"]
@@ -22,10 +23,8 @@ __all__ = ["MAX_SECRET_BYTES", "Secrets"]
 MAX_SECRET_BYTES = 500 * 1024
 
 
-class Secrets(secrets_pb2_grpc.SecretsServicer):
+class Secrets:
     """Serves the given secrets, read at the time of construction."""
-
-    methods = ("/moby.buildkit.secrets.v1.Secrets/GetSecret",)
 
     def __init__(self, values: Mapping[str, Secret]) -> None:
         for name, value in values.items():
@@ -34,15 +33,15 @@ class Secrets(secrets_pb2_grpc.SecretsServicer):
                 raise UsageError(summary)
         self._values = dict(values)
 
-    def register(self, server: grpc.Server, /) -> None:
-        """Add the handlers."""
-        secrets_pb2_grpc.add_SecretsServicer_to_server(self, server)
+    @property
+    def handlers(self) -> Mapping[str, Handler]:
+        """The service's method."""
+        return {"/moby.buildkit.secrets.v1.Secrets/GetSecret": unary(secrets_pb2.GetSecretRequest, self._get)}
 
-    def GetSecret(  # noqa: N802 - the protocol's name
-        self, request: secrets_pb2.GetSecretRequest, context: grpc.ServicerContext
-    ) -> secrets_pb2.GetSecretResponse:
-        """Return a secret; NOT_FOUND when it was not given, which optional mounts accept."""
+    def _get(self, request: secrets_pb2.GetSecretRequest, call: ServerCall) -> secrets_pb2.GetSecretResponse:
+        # NOT_FOUND is what optional mounts accept.
+        del call
         value = self._values.get(request.ID)
         if value is None:
-            context.abort(grpc.StatusCode.NOT_FOUND, f"secret {request.ID}: not found")
+            raise RpcError(NOT_FOUND, f"secret {request.ID}: not found")
         return secrets_pb2.GetSecretResponse(data=value.reveal())

@@ -10,61 +10,58 @@ import socket
 import threading
 from typing import TYPE_CHECKING
 
-import grpc
-
-from crossdock.buildkit.proto import ssh_pb2, ssh_pb2_grpc
+from crossdock.buildkit.proto import ssh_pb2
+from crossdock.buildkit.rpc.serve import unary
+from crossdock.buildkit.rpc.status import NOT_FOUND, UNAVAILABLE, RpcError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
+
+    from crossdock.buildkit.rpc.serve import Handler, ServerCall
 
 __all__ = ["SshForward"]
 
 _CHUNK = 32 * 1024
 
 
-class SshForward(ssh_pb2_grpc.SSHServicer):
+class SshForward:
     """Forwards connections to agent sockets, by id (``default`` when a mount names none)."""
-
-    methods = ("/moby.sshforward.v1.SSH/CheckAgent", "/moby.sshforward.v1.SSH/ForwardAgent")
 
     def __init__(self, agents: Mapping[str, str]) -> None:
         """``agents``: id -> path of the agent's unix socket."""
         self._agents = dict(agents)
 
-    def register(self, server: grpc.Server, /) -> None:
-        """Add the handlers."""
-        ssh_pb2_grpc.add_SSHServicer_to_server(self, server)
+    @property
+    def handlers(self) -> Mapping[str, Handler]:
+        """The service's methods."""
+        return {
+            "/moby.sshforward.v1.SSH/CheckAgent": unary(ssh_pb2.CheckAgentRequest, self._check),
+            "/moby.sshforward.v1.SSH/ForwardAgent": self._forward,
+        }
 
-    def CheckAgent(  # noqa: N802 - the protocol's name
-        self, request: ssh_pb2.CheckAgentRequest, context: grpc.ServicerContext
-    ) -> ssh_pb2.CheckAgentResponse:
-        """Say whether an agent was given; NOT_FOUND otherwise."""
-        self._path(request.ID, context)
+    def _check(self, request: ssh_pb2.CheckAgentRequest, call: ServerCall) -> ssh_pb2.CheckAgentResponse:
+        del call
+        self._path(request.ID)
         return ssh_pb2.CheckAgentResponse()
 
-    def ForwardAgent(  # noqa: N802 - the protocol's name
-        self, request_iterator: Iterator[ssh_pb2.BytesMessage], context: grpc.ServicerContext
-    ) -> Iterator[ssh_pb2.BytesMessage]:
+    def _forward(self, call: ServerCall) -> None:
         """Copy between the stream and a new connection to the agent until either ends."""
-        name = dict(context.invocation_metadata()).get("buildkit.ssh.id", "")
-        path = self._path(name.decode() if isinstance(name, bytes) else name, context)
+        path = self._path(next(iter(call.metadata("buildkit.ssh.id")), ""))
         agent = socket.socket(socket.AF_UNIX)
         try:
             agent.connect(path)
         except OSError as exc:
             agent.close()
-            context.abort(grpc.StatusCode.UNAVAILABLE, f"ssh agent {path}: {exc.strerror}")
-        threading.Thread(
-            target=_to_agent, args=(request_iterator, agent), daemon=True, name="ssh-forward"
-        ).start()
+            raise RpcError(UNAVAILABLE, f"ssh agent {path}: {exc.strerror}") from exc
+        threading.Thread(target=_to_agent, args=(call, agent), daemon=True, name="ssh-forward").start()
         with agent:
             while data := _recv(agent):
-                yield ssh_pb2.BytesMessage(data=data)
+                call.send(ssh_pb2.BytesMessage(data=data).SerializeToString())
 
-    def _path(self, name: str, context: grpc.ServicerContext) -> str:
+    def _path(self, name: str) -> str:
         path = self._agents.get(name or "default")
         if path is None:
-            context.abort(grpc.StatusCode.NOT_FOUND, f"unset ssh forward key {name or 'default'}")
+            raise RpcError(NOT_FOUND, f"unset ssh forward key {name or 'default'}")
         return path
 
 
@@ -75,9 +72,9 @@ def _recv(agent: socket.socket) -> bytes:
         return b""
 
 
-def _to_agent(requests: Iterator[ssh_pb2.BytesMessage], agent: socket.socket) -> None:
-    with contextlib.suppress(grpc.RpcError, OSError):
-        for message in requests:
-            agent.sendall(message.data)
+def _to_agent(call: ServerCall, agent: socket.socket) -> None:
+    with contextlib.suppress(RpcError, OSError):
+        for message in call.messages():
+            agent.sendall(ssh_pb2.BytesMessage.FromString(message).data)
     with contextlib.suppress(OSError):
         agent.shutdown(socket.SHUT_WR)

@@ -79,68 +79,83 @@ class _Walker:
         self._keep_owner = keep_owner
         #: (device, inode) of files with several links -> first path, for hard links
         self._links: dict[tuple[int, int], str] = {}
-        #: parents not yet emitted because they were not selected themselves
-        self._pending: list[stat_pb2.Stat] = []
+        #: directories on the way down that were not selected and not yet emitted, with their depths
+        self._pending: list[tuple[int, stat_pb2.Stat]] = []
 
     def run(self) -> Iterator[stat_pb2.Stat]:
-        yield from self._directory("", self._root)
-
-    def _directory(self, prefix: str, path: str) -> Iterator[stat_pb2.Stat]:
-        try:
-            with os.scandir(path) as entries:
-                # Byte order is what the receiver checks for.
-                names = sorted(entries, key=lambda e: os.fsencode(e.name))
-        except OSError as exc:
-            raise _unreadable(path, exc) from exc
-        for entry in names:
-            yield from self._entry(entry, f"{prefix}{entry.name}")
-
-    def _entry(self, entry: os.DirEntry[str], path: str) -> Iterator[stat_pb2.Stat]:
-        is_dir = entry.is_dir(follow_symlinks=False)
-        selected = self._filter is None or self._filter.selects(path)
-        descend = is_dir and (selected or self._filter is None or self._filter.may_descend(path))
-        if not selected and not descend:
-            return
-        try:
-            record = self._record(entry, path)
-        except OSError as exc:
-            raise _unreadable(entry.path, exc) from exc
-        if selected:
-            yield from self._pending
-            self._pending.clear()
-            yield record
-        elif descend:
-            self._pending.append(record)
-        if descend:
-            yield from self._directory(path + "/", entry.path)
-            if self._pending and self._pending[-1] is record:
-                self._pending.pop()
+        #: directories being read: entries not yet taken (last first), and the path before their names
+        stack = [(_listing(self._root), "")]
+        while stack:
+            names, prefix = stack[-1]
+            if not names:
+                stack.pop()
+                while self._pending and self._pending[-1][0] >= len(stack):
+                    self._pending.pop()
+                continue
+            entry = names.pop()
+            path = prefix + entry.name
+            is_dir = entry.is_dir(follow_symlinks=False)
+            selected = self._filter is None or self._filter.selects(path)
+            descend = is_dir and (selected or self._filter is None or self._filter.may_descend(path))
+            if not selected and not descend:
+                continue
+            try:
+                record = self._record(entry, path)
+            except OSError as exc:
+                raise _unreadable(entry.path, exc) from exc
+            if selected:
+                if self._pending:
+                    for _, parent in self._pending:
+                        yield parent
+                    self._pending.clear()
+                yield record
+            else:
+                self._pending.append((len(stack), record))
+            if descend:
+                stack.append((_listing(entry.path), path + "/"))
 
     def _record(self, entry: os.DirEntry[str], path: str) -> stat_pb2.Stat:
         info = entry.stat(follow_symlinks=False)
+        mode = info.st_mode
         try:
-            path.encode()
+            record = stat_pb2.Stat(path=path, mode=go_mode(mode), modTime=info.st_mtime_ns)
         except UnicodeEncodeError as exc:
             summary = (
                 f"{os.fsencode(entry.path)!r}: the name is not UTF-8, which BuildKit's protocol cannot carry"
             )
             raise ContextError(summary, hint="rename it, or exclude it in .dockerignore") from exc
-        record = stat_pb2.Stat(path=path, mode=go_mode(info.st_mode), modTime=info.st_mtime_ns)
         if self._keep_owner:
             record.uid, record.gid = info.st_uid, info.st_gid
-        if st.S_ISLNK(info.st_mode):
-            record.linkname = os.readlink(entry.path)
-            record.size = info.st_size
-        elif st.S_ISREG(info.st_mode):
+        if st.S_ISREG(mode):
             record.size = info.st_size
             if info.st_nlink > 1:
                 first = self._links.setdefault((info.st_dev, info.st_ino), path)
                 record.linkname = "" if first == path else first
-        elif st.S_ISBLK(info.st_mode) or st.S_ISCHR(info.st_mode):
+        elif st.S_ISLNK(mode):
+            try:
+                record.linkname = os.readlink(entry.path)
+            except UnicodeEncodeError as exc:
+                summary = f"{entry.path}: the target of the link is not UTF-8, which BuildKit's protocol cannot carry"
+                raise ContextError(summary, hint="remove the link, or exclude it in .dockerignore") from exc
+            record.size = info.st_size
+        elif st.S_ISBLK(mode) or st.S_ISCHR(mode):
             record.devmajor, record.devminor = os.major(info.st_rdev), os.minor(info.st_rdev)
         for name in os.listxattr(entry.path, follow_symlinks=False):
             record.xattrs[name] = os.getxattr(entry.path, name, follow_symlinks=False)
         return record
+
+
+def _listing(path: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(path) as entries:
+            # Byte order is what the receiver checks for; the last is taken first.
+            return sorted(entries, key=_name, reverse=True)
+    except OSError as exc:
+        raise _unreadable(path, exc) from exc
+
+
+def _name(entry: os.DirEntry[str]) -> bytes:
+    return os.fsencode(entry.name)
 
 
 def _unreadable(path: str, exc: OSError) -> ContextError:

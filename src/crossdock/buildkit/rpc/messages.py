@@ -1,0 +1,76 @@
+"""Length-prefixed messages: several of them may be sent at once, and come cut anywhere.
+
+Spec: grpc/grpc ``doc/PROTOCOL-HTTP2.md``, Length-Prefixed-Message.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from crossdock.buildkit.rpc.status import INTERNAL, RESOURCE_EXHAUSTED, RpcError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["MAX_MESSAGE", "prefixed", "split", "split_batches"]
+
+#: BuildKit sends and takes messages up to 16 MiB
+MAX_MESSAGE = 16 << 20
+
+
+def prefixed(message: bytes) -> bytes:
+    """Return a message as it is sent."""
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+def split(read: Callable[[], bytes]) -> Iterator[bytes]:
+    """Yield the messages in what ``read`` gives until it gives nothing.
+
+    Raises: RpcError when a message is compressed, too large, or cut off; what ``read`` raises.
+    """
+    for batch in split_batches(read):
+        yield from batch
+
+
+def split_batches(read: Callable[[], bytes]) -> Iterator[list[bytes]]:
+    """Yield the messages as they come, all that are there at once. Raises: as :func:`split`."""
+    rest = b""
+    while True:
+        missing = _missing(rest)
+        parts = [rest]
+        while missing > 0:
+            block = read()
+            if not block:
+                if rest or len(parts) > 1:
+                    raise RpcError(INTERNAL, "a message was cut off")
+                return
+            parts.append(block)
+            missing -= len(block)
+        data = b"".join(parts)
+        batch, at = _complete(data)
+        rest = data[at:]
+        if batch:
+            yield batch
+
+
+def _complete(data: bytes) -> tuple[list[bytes], int]:
+    """Return the complete messages at the start of ``data``, and where they end."""
+    batch: list[bytes] = []
+    at, end = 0, len(data)
+    while end - at >= 5:
+        size = int.from_bytes(data[at + 1 : at + 5], "big")
+        if data[at] or size > MAX_MESSAGE:
+            text = "a compressed message" if data[at] else f"a message of {size} bytes"
+            raise RpcError(RESOURCE_EXHAUSTED, f"{text} was not asked for")
+        if end - at - 5 < size:
+            break
+        batch.append(data[at + 5 : at + 5 + size])
+        at += 5 + size
+    return batch, at
+
+
+def _missing(data: bytes) -> int:
+    """Bytes without which nothing can be said: of the prefix, or of the message."""
+    if len(data) < 5:
+        return 1
+    return 5 + int.from_bytes(data[1:5], "big") - len(data)
