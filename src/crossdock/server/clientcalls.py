@@ -12,23 +12,25 @@ import socket
 import tempfile
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
-import grpc
-
-from crossdock.buildkit.details import rpc_code
 from crossdock.buildkit.proto import auth_pb2, secrets_pb2, ssh_pb2, upload_pb2
-from crossdock.errors import ContextError
+from crossdock.buildkit.rpc.messages import prefixed
+from crossdock.buildkit.rpc.status import RpcError
+from crossdock.errors import ContextError, CrossdockError
 from crossdock.registry.credentials import Credential, Credentials
 from crossdock.secret import Secret
-from crossdock.server.streams import Outgoing, session_failure
+from crossdock.server.streams import session_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import BinaryIO
 
+    from crossdock.buildkit.rpc.channel import Call, Message
     from crossdock.cancel import CancelToken
     from crossdock.server.sessions import ClientSession
+
+M = TypeVar("M", bound="Message")
 
 __all__ = ["ClientAgents", "ClientCredentials", "get_secret", "pull_upload"]
 
@@ -39,29 +41,21 @@ _FORWARD_AGENT = "/moby.sshforward.v1.SSH/ForwardAgent"
 _PULL = "/moby.upload.v1.Upload/Pull"
 #: the name under which BuildKit asks for Docker Hub
 _HUB = {"docker.io": "registry-1.docker.io"}
-_CALL_S = 60.0
 _BLOCK = 32 * 1024
 
 
-def _unary(session: ClientSession, method: str, request: Any, response: Any, cancel: CancelToken) -> Any:
-    """Make one call. Raises: grpc.RpcError; SessionLost; the token's cause."""
-    stub: Any = session.channel.unary_unary(
-        method,
-        request_serializer=type(request).SerializeToString,
-        response_deserializer=response.FromString,
-    )
-    try:
-        future = stub.future(request, timeout=_CALL_S)
-    except ValueError as exc:
-        lost = session.lost("its connection is closed")
-        raise lost from exc
-    try:
-        with cancel.waking(future.cancel):
-            return future.result()
-    except grpc.FutureCancelledError as exc:
-        cancel.check()
-        lost = session.lost("its connection is closed")
-        raise lost from exc
+def _unary(
+    session: ClientSession, method: str, request: Message, response: type[M], cancel: CancelToken
+) -> M:
+    """Make one call. Raises: RpcError; SessionLost; the token's cause."""
+    call = session.start(method)
+    with cancel.waking(call.cancel):
+        try:
+            call.send_raw(prefixed(request.SerializeToString()), end=True)
+            return response.FromString(call.result())
+        except RpcError:
+            cancel.check()
+            raise
 
 
 class ClientCredentials(Credentials):
@@ -97,8 +91,8 @@ class ClientCredentials(Credentials):
         request = auth_pb2.CredentialsRequest(Host=_HUB.get(domain, domain))
         try:
             got = _unary(session, _CREDENTIALS, request, auth_pb2.CredentialsResponse, cancel)
-        except grpc.RpcError as exc:
-            if rpc_code(exc) == "UNIMPLEMENTED":
+        except RpcError as exc:
+            if exc.code == "UNIMPLEMENTED":
                 return None
             raise session_failure(session, exc, f"asking the client for a login to {domain}") from exc
         if not got.Secret:
@@ -119,8 +113,8 @@ def get_secret(session: ClientSession, name: str, cancel: CancelToken) -> Secret
         got = _unary(
             session, _SECRET, secrets_pb2.GetSecretRequest(ID=name), secrets_pb2.GetSecretResponse, cancel
         )
-    except grpc.RpcError as exc:
-        if rpc_code(exc) in ("NOT_FOUND", "UNIMPLEMENTED"):
+    except RpcError as exc:
+        if exc.code in ("NOT_FOUND", "UNIMPLEMENTED"):
             return None
         raise session_failure(session, exc, f"asking the client for the secret {name}") from exc
     return Secret(got.data)
@@ -134,25 +128,14 @@ def pull_upload(session: ClientSession, url_path: str, out: BinaryIO, cancel: Ca
     if not session.supports(_PULL):
         summary = "the client uploads nothing"
         raise ContextError(summary)
-    stub: Any = session.channel.stream_stream(
-        _PULL,
-        request_serializer=upload_pb2.BytesMessage.SerializeToString,
-        response_deserializer=upload_pb2.BytesMessage.FromString,
-    )
-    outgoing: Outgoing[upload_pb2.BytesMessage] = Outgoing()
-    try:
-        call = stub(iter(outgoing), metadata=(("urlpath", url_path), ("urlhost", "buildkit-session")))
-    except ValueError as exc:
-        lost = session.lost("its connection is closed")
-        raise lost from exc
+    call = session.start(_PULL, (("urlpath", url_path), ("urlhost", "buildkit-session")))
     try:
         with cancel.waking(call.cancel):
-            out.writelines(message.data for message in call)
-    except grpc.RpcError as exc:
+            out.writelines(upload_pb2.BytesMessage.FromString(message).data for message in call.messages())
+    except RpcError as exc:
         cancel.check()
         raise session_failure(session, exc, "receiving an upload") from exc
     finally:
-        outgoing.close()
         call.cancel()
 
 
@@ -195,8 +178,8 @@ class ClientAgents:
         try:
             request = ssh_pb2.CheckAgentRequest(ID=name)
             _unary(session, _CHECK_AGENT, request, ssh_pb2.CheckAgentResponse, self._cancel)
-        except grpc.RpcError as exc:
-            if rpc_code(exc) in ("NOT_FOUND", "UNIMPLEMENTED") or "unset ssh forward key" in str(exc):
+        except RpcError as exc:
+            if exc.code in ("NOT_FOUND", "UNIMPLEMENTED") or "unset ssh forward key" in str(exc):
                 return None
             raise session_failure(session, exc, f"asking the client for the ssh agent {name}") from exc
         if not self._dir:
@@ -224,27 +207,19 @@ def _accept(listener: socket.socket, session: ClientSession, name: str) -> None:
 
 
 def _forward(connection: socket.socket, session: ClientSession, name: str) -> None:
-    stub: Any = session.channel.stream_stream(
-        _FORWARD_AGENT,
-        request_serializer=ssh_pb2.BytesMessage.SerializeToString,
-        response_deserializer=ssh_pb2.BytesMessage.FromString,
-    )
-    with connection, contextlib.suppress(OSError, ValueError, grpc.RpcError):
-        call = stub(_blocks(connection), metadata=(("buildkit.ssh.id", name),))
+    with connection, contextlib.suppress(OSError, RpcError, CrossdockError):
+        call = session.start(_FORWARD_AGENT, (("buildkit.ssh.id", name),))
+        threading.Thread(target=_to_client, args=(connection, call), name="ssh-out", daemon=True).start()
         try:
-            for message in call:
-                connection.sendall(message.data)
+            for message in call.messages():
+                connection.sendall(ssh_pb2.BytesMessage.FromString(message).data)
         finally:
             call.cancel()
             connection.shutdown(socket.SHUT_RDWR)
 
 
-def _blocks(connection: socket.socket) -> Iterator[ssh_pb2.BytesMessage]:
-    while True:
-        try:
-            data = connection.recv(_BLOCK)
-        except OSError:
-            return
-        if not data:
-            return
-        yield ssh_pb2.BytesMessage(data=data)
+def _to_client(connection: socket.socket, call: Call) -> None:
+    with contextlib.suppress(OSError, RpcError):
+        while data := connection.recv(_BLOCK):
+            call.send(ssh_pb2.BytesMessage(data=data).SerializeToString())
+        call.end()

@@ -9,10 +9,9 @@ import io
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-import grpc
-
-from crossdock.buildkit.details import rpc_code
 from crossdock.buildkit.proto import content_pb2
+from crossdock.buildkit.rpc.messages import prefixed
+from crossdock.buildkit.rpc.status import RpcError
 from crossdock.errors import ContextError
 from crossdock.server.streams import session_failure
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from crossdock.buildkit.rpc.channel import Call
     from crossdock.cancel import CancelToken
     from crossdock.image.digest import Digest
     from crossdock.server.sessions import ClientSession, SessionManager
@@ -66,18 +66,13 @@ class _Reader(io.RawIOBase):
         if not session.supports(_READ):
             summary = f"{self._what}: the client offers no content store"
             raise ContextError(summary)
-        stub: Any = session.channel.unary_stream(
-            _READ,
-            request_serializer=content_pb2.ReadContentRequest.SerializeToString,
-            response_deserializer=content_pb2.ReadContentResponse.FromString,
-        )
+        self._call = session.start(_READ, (("buildkit-attachable-store-id", store),))
+        request = content_pb2.ReadContentRequest(digest=digest)
         try:
-            self._call = stub(
-                content_pb2.ReadContentRequest(digest=digest),
-                metadata=(("buildkit-attachable-store-id", store),),
-            )
-        except ValueError as exc:
-            raise session.lost(self._what) from exc
+            self._call.send_raw(prefixed(request.SerializeToString()), end=True)
+        except RpcError as exc:
+            raise session_failure(session, exc, self._what) from exc
+        self._messages = self._call.messages()
         self._unsubscribe = cancel.on_cancel(self._call.cancel)
         self._cancel = cancel
         self._rest = b""
@@ -88,10 +83,11 @@ class _Reader(io.RawIOBase):
     def readinto(self, buffer: Any, /) -> int:
         if not self._rest:
             try:
-                self._rest = next(self._call).data
+                message = next(self._messages)
+                self._rest = content_pb2.ReadContentResponse.FromString(message).data
             except StopIteration:
                 return 0
-            except grpc.RpcError as exc:
+            except RpcError as exc:
                 self._cancel.check()
                 raise session_failure(self._session, exc, self._what) from exc
         count = min(len(buffer), len(self._rest))
@@ -116,32 +112,36 @@ def write_blob(session: ClientSession, store: str, digest: str, path: Path, canc
         summary = f"{what}: the client offers no content store"
         raise ContextError(summary)
     size = path.stat().st_size
-    stub: Any = session.channel.stream_stream(
-        _WRITE,
-        request_serializer=content_pb2.WriteContentRequest.SerializeToString,
-        response_deserializer=content_pb2.WriteContentResponse.FromString,
-    )
-
-    def requests() -> Iterator[content_pb2.WriteContentRequest]:
-        common: dict[str, Any] = {"ref": f"crossdock-{digest}", "total": size, "expected": digest}
-        offset = 0
-        with path.open("rb") as file:
+    call = session.start(_WRITE, (("buildkit-attachable-store-id", store),))
+    common: dict[str, Any] = {"ref": f"crossdock-{digest}", "total": size, "expected": digest}
+    offset = 0
+    try:
+        with cancel.waking(call.cancel), path.open("rb") as file:
             while data := file.read(_BLOCK):
-                yield content_pb2.WriteContentRequest(
+                request = content_pb2.WriteContentRequest(
                     action=content_pb2.WRITE, offset=offset, data=data, **common
                 )
+                call.send(request.SerializeToString())
                 offset += len(data)
-        yield content_pb2.WriteContentRequest(action=content_pb2.COMMIT, offset=offset, **common)
-
-    try:
-        call = stub(requests(), metadata=(("buildkit-attachable-store-id", store),))
-    except ValueError as exc:
-        raise session.lost(what) from exc
-    try:
-        with cancel.waking(call.cancel):
-            for _ in call:
+            request = content_pb2.WriteContentRequest(action=content_pb2.COMMIT, offset=offset, **common)
+            call.send_raw(prefixed(request.SerializeToString()), end=True)
+            for _ in call.messages():
                 pass
-    except grpc.RpcError as exc:
+    except RpcError as exc:
         cancel.check()
-        if rpc_code(exc) != "ALREADY_EXISTS":
-            raise session_failure(session, exc, what) from exc
+        # A client that has the blob already ends the call while it is sent, so ask how it ended.
+        error = _ended(call, exc)
+        if error is not None and error.code != "ALREADY_EXISTS":
+            raise session_failure(session, error, what) from exc
+    finally:
+        call.cancel()
+
+
+def _ended(call: Call, error: RpcError) -> RpcError | None:
+    """Return how a call ended whose sending failed; ``None``: well."""
+    try:
+        for _ in call.messages():
+            pass
+    except RpcError as exc:
+        return error if exc.code == "CANCELLED" else exc
+    return None

@@ -5,18 +5,19 @@ Spec: containerd ``api/services/content/v1``; buildx reads logs and attestations
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import grpc
+from io import BytesIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from crossdock.buildkit.proto import content_pb2
-from crossdock.errors import DigestMismatch, NotSupported
+from crossdock.buildkit.rpc.serve import unary
+from crossdock.buildkit.rpc.status import UNIMPLEMENTED, RpcError
+from crossdock.errors import DigestMismatch
 from crossdock.image.digest import parse_digest
 from crossdock.server.failures import Missing, answering
+from crossdock.server.methods import one_request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
+    from crossdock.buildkit.rpc.serve import Handler, ServerCall
     from crossdock.engine.facade import Engine
     from crossdock.server.history import History
 
@@ -30,38 +31,28 @@ class _Content:
         self._engine = engine
         self._history = history
 
-    def info(
-        self, request: content_pb2.InfoRequest, context: grpc.ServicerContext
-    ) -> content_pb2.InfoResponse:
+    def info(self, request: content_pb2.InfoRequest, _call: ServerCall) -> content_pb2.InfoResponse:
         """Describe a blob."""
-        with answering(context):
+        with answering():
             size = self._size(request.digest)
             return content_pb2.InfoResponse(info=content_pb2.Info(digest=request.digest, size=size))
 
-    def read(
-        self, request: content_pb2.ReadContentRequest, context: grpc.ServicerContext
-    ) -> Iterator[content_pb2.ReadContentResponse]:
+    def read(self, request: content_pb2.ReadContentRequest, call: ServerCall) -> None:
         """Read a blob, or a part of it."""
-        with answering(context):
+        with answering():
             size = self._size(request.digest)
             at = max(0, request.offset)
             end = min(size, at + request.size) if request.size > 0 else size
-            recorded = self._history.blob(request.digest)
-            if recorded is not None:
-                for start in range(at, end, _BLOCK):
-                    data = recorded[start : min(end, start + _BLOCK)]
-                    yield content_pb2.ReadContentResponse(offset=start, data=data)
-                return
-            with self._engine.store.content.open_at(parse_digest(request.digest), at) as file:
+            with self._open(request.digest, at) as file:
                 while at < end and (data := file.read(min(_BLOCK, end - at))):
-                    yield content_pb2.ReadContentResponse(offset=at, data=data)
+                    call.send(content_pb2.ReadContentResponse(offset=at, data=data).SerializeToString())
                     at += len(data)
 
-    def refuse(self, _request: object, context: grpc.ServicerContext) -> Any:
-        """Say that the store is not written from outside."""
-        with answering(context):
-            summary = "the content store of this server can only be read"
-            raise NotSupported(summary)
+    def _open(self, digest: str, at: int) -> BinaryIO:
+        recorded = self._history.blob(digest)
+        if recorded is not None:
+            return BytesIO(recorded[at:])
+        return self._engine.store.content.open_at(parse_digest(digest), at)
 
     def _size(self, digest: str) -> int:
         recorded = self._history.blob(digest)
@@ -77,34 +68,16 @@ class _Content:
         return size
 
 
-def handlers(engine: Engine, history: History) -> grpc.GenericRpcHandler[Any, Any]:
-    """Return the service for a gRPC server."""
+def _refuse(_call: ServerCall) -> None:
+    raise RpcError(UNIMPLEMENTED, "the content store of this server can only be read")
+
+
+def handlers(engine: Engine, history: History) -> dict[str, Handler]:
+    """Return the service's methods."""
     content = _Content(engine, history)
-    pb = content_pb2
-
-    def refuse_stream(_request: object, context: grpc.ServicerContext) -> Iterator[Any]:
-        content.refuse(None, context)
-        yield from ()
-
-    refused = {
-        name: grpc.unary_unary_rpc_method_handler(content.refuse)
-        for name in ("Update", "Delete", "Status", "ListStatuses", "Abort")
+    methods: dict[str, Handler] = {
+        "Info": unary(content_pb2.InfoRequest, content.info),
+        "Read": one_request(content_pb2.ReadContentRequest, content.read),
+        **dict.fromkeys(("Update", "List", "Delete", "Status", "ListStatuses", "Write", "Abort"), _refuse),
     }
-    return grpc.method_handlers_generic_handler(
-        "containerd.services.content.v1.Content",
-        {
-            **refused,
-            "Info": grpc.unary_unary_rpc_method_handler(
-                content.info,
-                request_deserializer=pb.InfoRequest.FromString,
-                response_serializer=pb.InfoResponse.SerializeToString,
-            ),
-            "Read": grpc.unary_stream_rpc_method_handler(
-                content.read,
-                request_deserializer=pb.ReadContentRequest.FromString,
-                response_serializer=pb.ReadContentResponse.SerializeToString,
-            ),
-            "List": grpc.unary_stream_rpc_method_handler(refuse_stream),
-            "Write": grpc.stream_stream_rpc_method_handler(refuse_stream),
-        },
-    )
+    return {f"/containerd.services.content.v1.Content/{name}": method for name, method in methods.items()}

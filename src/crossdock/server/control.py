@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from crossdock.buildkit.proto import control_pb2
+from crossdock.buildkit.rpc.serve import unary
 from crossdock.cancel import CancelToken
 from crossdock.engine.store.gc import GCPolicy
 from crossdock.errors import Cancelled, CrossdockError, NotSupported, UsageError
 from crossdock.server.failures import Missing, answering
 from crossdock.server.jobs import Job
+from crossdock.server.methods import one_request
 from crossdock.server.runner import run_job
-from crossdock.server.sessions import ClientSession
+from crossdock.server.sessions import ClientSession, SessionStream
 from crossdock.server.workers import version_message
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import grpc
-
+    from crossdock.buildkit.rpc.serve import Handler, ServerCall
     from crossdock.engine.store.usage import UsageRecord
     from crossdock.server.daemon import Daemon
 
@@ -48,14 +47,12 @@ class Control:
 
     # --- builds ---
 
-    def solve(
-        self, request: control_pb2.SolveRequest, context: grpc.ServicerContext
-    ) -> control_pb2.SolveResponse:
+    def solve(self, request: control_pb2.SolveRequest, call: ServerCall) -> control_pb2.SolveResponse:
         """Run one build to its end."""
         daemon = self._daemon
-        with answering(context):
+        with answering():
             job = daemon.jobs.add(lambda: self._job(request), request.Ref)
-            context.add_callback(lambda: job.cancel.cancel(Cancelled()))
+            call.on_gone(lambda: job.cancel.cancel(Cancelled()))
             record = daemon.history.begin(job)
             error: CrossdockError | None = None
             response: dict[str, str] = {}
@@ -90,67 +87,57 @@ class Control:
             request=request,
         )
 
-    def status(self, request: control_pb2.StatusRequest, context: grpc.ServicerContext) -> Iterator[bytes]:
+    def status(self, request: control_pb2.StatusRequest, call: ServerCall) -> None:
         """Follow a build; one that is over is shown from its record."""
-        _send_time(context)
-        with answering(context):
+        _send_time(call)
+        with answering():
             recorded = self._daemon.history.status(request.Ref)
-            if recorded is not None:
-                yield from recorded
-                return
-            try:
-                job = self._daemon.jobs.get(request.Ref, active=context.is_active, ended=True)
-            except Missing:
-                recorded = self._daemon.history.status(request.Ref)
-                if recorded is None:
-                    raise
-                yield from recorded
-                return
-            context.add_callback(job.log.wake)
-            yield from job.log.read(context.is_active)
+            if recorded is None:
+                try:
+                    job = self._daemon.jobs.get(request.Ref, active=lambda: call.alive, ended=True)
+                except Missing:
+                    recorded = self._daemon.history.status(request.Ref)
+                    if recorded is None:
+                        raise
+                else:
+                    call.on_gone(job.log.wake)
+                    recorded = job.log.read(lambda: call.alive)
+            for message in recorded:
+                call.send(message)
 
-    def session(
-        self, messages: Iterator[control_pb2.BytesMessage], context: grpc.ServicerContext
-    ) -> Iterator[control_pb2.BytesMessage]:
+    def session(self, call: ServerCall) -> None:
         """Be the client's client on the bytes of this call."""
-        given: dict[str, list[str]] = {}
-        for key, value in context.invocation_metadata():
-            given.setdefault(key, []).append(value.decode() if isinstance(value, bytes) else value)
-
-        def first(name: str) -> str:
-            return given.get(_HEADER + name, [""])[0]
-
-        with answering(context):
+        with answering():
+            stream = SessionStream(call)
             session = ClientSession(
-                first("uuid"),
-                shared_key=first("sharedkey"),
-                name=first("name"),
-                methods=given.get(f"{_HEADER}grpc-method", ()),
+                _first(call, "uuid"),
+                stream,
+                shared_key=_first(call, "sharedkey"),
+                name=_first(call, "name"),
+                methods=call.metadata(f"{_HEADER}grpc-method"),
             )
-            context.add_callback(session.close)
-            for data in self._daemon.sessions.serve(session, (m.data for m in messages)):
-                yield control_pb2.BytesMessage(data=data)
+            call.on_gone(stream.close)
+            call.greet([])
+            self._daemon.sessions.serve(session)
 
     # --- the store ---
 
     def disk_usage(
-        self, request: control_pb2.DiskUsageRequest, context: grpc.ServicerContext
+        self, request: control_pb2.DiskUsageRequest, _call: ServerCall
     ) -> control_pb2.DiskUsageResponse:
         """List cache records."""
-        with answering(context):
+        with answering():
             records = self._daemon.engine.disk_usage(tuple(request.filter))
             if request.ageLimit:
                 oldest = time.time_ns() - request.ageLimit
                 records = [r for r in records if (r.last_used_ns or r.created_ns) < oldest]
             return control_pb2.DiskUsageResponse(record=[_usage(r) for r in records])
 
-    def prune(
-        self, request: control_pb2.PruneRequest, context: grpc.ServicerContext
-    ) -> Iterator[control_pb2.UsageRecord]:
+    def prune(self, request: control_pb2.PruneRequest, call: ServerCall) -> None:
         """Remove cache records, and tell which."""
-        with answering(context):
+        with answering():
             cancel = CancelToken()
-            context.add_callback(lambda: cancel.cancel(Cancelled()))
+            call.on_gone(lambda: cancel.cancel(Cancelled()))
             policy = GCPolicy(
                 filters=tuple(request.filter),
                 all=request.all,
@@ -162,52 +149,54 @@ class Control:
             removed: list[UsageRecord] = []
             self._daemon.engine.prune(policy, on_record=removed.append, cancel=cancel)
             for record in removed:
-                yield _usage(record)
+                call.send(_usage(record).SerializeToString())
 
     # --- the daemon ---
 
     def list_workers(
-        self, request: control_pb2.ListWorkersRequest, context: grpc.ServicerContext
+        self, request: control_pb2.ListWorkersRequest, _call: ServerCall
     ) -> control_pb2.ListWorkersResponse:
         """Tell of the one worker, unless the filters leave it out."""
         from crossdock.server.filters import matches
 
-        with answering(context):
+        with answering():
             record = self._daemon.worker.record()
             shown = matches(request.filter, {"id": record.ID, "labels": dict(record.Labels)})
             return control_pb2.ListWorkersResponse(record=[record] if shown else [])
 
-    def info(
-        self, _request: control_pb2.InfoRequest, context: grpc.ServicerContext
-    ) -> control_pb2.InfoResponse:
+    def info(self, _request: control_pb2.InfoRequest, _call: ServerCall) -> control_pb2.InfoResponse:
         """Tell the version."""
-        del context
         return control_pb2.InfoResponse(buildkitVersion=version_message())
 
     # --- history ---
 
-    def listen_history(
-        self, request: control_pb2.BuildHistoryRequest, context: grpc.ServicerContext
-    ) -> Iterator[control_pb2.BuildHistoryEvent]:
+    def listen_history(self, request: control_pb2.BuildHistoryRequest, call: ServerCall) -> None:
         """Show records, and what becomes of them unless the client wants no more than there is."""
-        _send_time(context)
-        with answering(context):
-            yield from self._daemon.history.listen(request, context)
+        _send_time(call)
+        with answering():
+            history = self._daemon.history
+            call.on_gone(history.wake)
+            for event in history.listen(request, lambda: call.alive):
+                call.send(event.SerializeToString())
 
     def update_history(
-        self, request: control_pb2.UpdateBuildHistoryRequest, context: grpc.ServicerContext
+        self, request: control_pb2.UpdateBuildHistoryRequest, _call: ServerCall
     ) -> control_pb2.UpdateBuildHistoryResponse:
         """Pin, delete, or finish writing a record."""
-        with answering(context):
+        with answering():
             self._daemon.history.update(request)
             return control_pb2.UpdateBuildHistoryResponse()
 
 
-def _send_time(context: grpc.ServicerContext) -> None:
+def _first(call: ServerCall, name: str) -> str:
+    return next(iter(call.metadata(_HEADER + name)), "")
+
+
+def _send_time(call: ServerCall) -> None:
     """Tell our clock, so that the client can show times by its own."""
     now = time.time_ns()
     seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // _NS))
-    context.send_initial_metadata((("buildkit-current-timestamp", f"{seconds}.{now % _NS:09d}Z"),))
+    call.greet([("buildkit-current-timestamp", f"{seconds}.{now % _NS:09d}Z")])
 
 
 def _usage(record: UsageRecord) -> control_pb2.UsageRecord:
@@ -232,40 +221,19 @@ def _stamp(ns: int) -> Timestamp:
     return Timestamp(seconds=ns // _NS, nanos=ns % _NS)
 
 
-def _methods(control: Control) -> dict[str, Any]:
-    """Return the gRPC handlers by method name."""
-    import grpc
-
+def handlers(daemon: Daemon) -> dict[str, Handler]:
+    """Return the service's methods."""
+    control = Control(daemon)
     pb = control_pb2
-    unary, server_stream, both = (
-        grpc.unary_unary_rpc_method_handler,
-        grpc.unary_stream_rpc_method_handler,
-        grpc.stream_stream_rpc_method_handler,
-    )
-
-    def handler(make: Any, method: Any, request: Any, response: Any = None) -> Any:
-        serializer = response.SerializeToString if response is not None else None
-        return make(method, request_deserializer=request.FromString, response_serializer=serializer)
-
-    return {
-        "Solve": handler(unary, control.solve, pb.SolveRequest, pb.SolveResponse),
-        "Status": handler(server_stream, control.status, pb.StatusRequest),
-        "Session": handler(both, control.session, pb.BytesMessage, pb.BytesMessage),
-        "DiskUsage": handler(unary, control.disk_usage, pb.DiskUsageRequest, pb.DiskUsageResponse),
-        "Prune": handler(server_stream, control.prune, pb.PruneRequest, pb.UsageRecord),
-        "ListWorkers": handler(unary, control.list_workers, pb.ListWorkersRequest, pb.ListWorkersResponse),
-        "Info": handler(unary, control.info, pb.InfoRequest, pb.InfoResponse),
-        "ListenBuildHistory": handler(
-            server_stream, control.listen_history, pb.BuildHistoryRequest, pb.BuildHistoryEvent
-        ),
-        "UpdateBuildHistory": handler(
-            unary, control.update_history, pb.UpdateBuildHistoryRequest, pb.UpdateBuildHistoryResponse
-        ),
+    methods: dict[str, Handler] = {
+        "Solve": unary(pb.SolveRequest, control.solve),
+        "Status": one_request(pb.StatusRequest, control.status),
+        "Session": control.session,
+        "DiskUsage": unary(pb.DiskUsageRequest, control.disk_usage),
+        "Prune": one_request(pb.PruneRequest, control.prune),
+        "ListWorkers": unary(pb.ListWorkersRequest, control.list_workers),
+        "Info": unary(pb.InfoRequest, control.info),
+        "ListenBuildHistory": one_request(pb.BuildHistoryRequest, control.listen_history),
+        "UpdateBuildHistory": unary(pb.UpdateBuildHistoryRequest, control.update_history),
     }
-
-
-def handlers(daemon: Daemon) -> grpc.GenericRpcHandler[Any, Any]:
-    """Return the service for a gRPC server."""
-    import grpc
-
-    return grpc.method_handlers_generic_handler("moby.buildkit.v1.Control", _methods(Control(daemon)))
+    return {f"/moby.buildkit.v1.Control/{name}": method for name, method in methods.items()}

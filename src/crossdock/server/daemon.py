@@ -1,4 +1,4 @@
-"""The daemon: one engine, its services on a gRPC server, from start to a clean end.
+"""The daemon: one engine, its services, from start to a clean end.
 
 Spec: moby/buildkit ``cmd/buildkitd``; sd_notify(3).
 """
@@ -10,10 +10,8 @@ import os
 import signal
 import socket
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
-
-import grpc
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from crossdock.cancel import CancelToken
 from crossdock.engine.facade import Engine, EngineOptions
@@ -31,6 +29,7 @@ from crossdock.server.workers import Worker
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from crossdock.buildkit.rpc.serve import Handler, ServerCall
     from crossdock.server.jobs import Job
     from crossdock.server.options import ServerOptions
 
@@ -38,22 +37,6 @@ __all__ = ["Daemon", "serve"]
 
 _log = logging.getLogger("crossdock.server")
 
-#: calls at once; a build has some four, each a thread that mostly waits
-_MAX_CALLS = 4096
-_MIB = 1 << 20
-_OPTIONS: tuple[tuple[str, Any], ...] = (
-    ("grpc.max_send_message_length", 16 * _MIB),
-    ("grpc.max_receive_message_length", 16 * _MIB),
-    # Error details and metadata of sessions are far beyond gRPC's default of 8 KiB.
-    ("grpc.max_metadata_size", 4 * _MIB),
-    ("grpc.absolute_max_metadata_size", 8 * _MIB),
-    # Go's clients ping while a build runs.
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
-    ("grpc.http2.min_ping_interval_without_data_ms", 1000),
-    ("grpc.http2.max_ping_strikes", 0),
-    ("grpc.so_reuseport", 0),
-)
 #: seconds after a build until rubbish is looked for, and at least between two looks
 _GC_AFTER_S = 1.0
 _GC_EVERY_S = 60.0
@@ -90,26 +73,26 @@ class Daemon:
         if self.worker.policies:
             self._collector.wake()
 
-    def find_job(self, context: grpc.ServicerContext) -> Job:
+    def find_job(self, call: ServerCall) -> Job:
         """Return the build that a gateway call names. Raises: Missing, UsageError."""
-        return self.jobs.get(build_id(context), active=context.is_active)
+        return self.jobs.get(build_id(call), active=lambda: call.alive)
 
-    def handlers(self) -> tuple[grpc.GenericRpcHandler[Any, Any], ...]:
-        """Return all services."""
-        return (
-            control.handlers(self),
-            gateway.handlers(LLBBridge(self.find_job, self.worker)),
-            content.handlers(self.engine, self.history),
-            *health.handlers(),
-        )
+    def handlers(self) -> dict[str, Handler]:
+        """Return the methods of all services."""
+        return {
+            **control.handlers(self),
+            **gateway.handlers(LLBBridge(self.find_job, self.worker)),
+            **content.handlers(self.engine, self.history),
+            **health.handlers(),
+        }
 
-    def close(self) -> bool:
-        """Cancel builds and end everything; False when a build has not ended in time."""
-        ended = self.jobs.close(_STOP_S)
+    def close(self) -> None:
+        """Cancel builds and end everything."""
+        if not self.jobs.close(_STOP_S):
+            _log.warning("a cancelled build has not ended in time")
         self.history.close()
         self.sessions.close()
         self._collector.close()
-        return ended
 
 
 class _Collector:
@@ -159,27 +142,25 @@ def serve(options: ServerOptions, passed: Mapping[str, Sequence[int]]) -> int:
         signal.signal(number, lambda _number, _frame: stop.set())
     for note in options.notes:
         _log.warning("%s", note)
-    engine = Engine.open(EngineOptions(options.root, parallelism=options.parallelism))
-    daemon = Daemon(options, engine)
-    pool = ThreadPoolExecutor(_MAX_CALLS, thread_name_prefix="call")
-    server = grpc.server(pool, handlers=list(daemon.handlers()), options=_OPTIONS)
-    listeners = Listeners(server)
-    try:
+    listeners = Listeners()
+    with ExitStack() as stack:
+        stack.callback(listeners.disconnect)
+        stack.callback(listeners.close)
+        # First: whoever connects while the store is opened waits.
         listeners.open(options.addresses, tls=options.tls, gid=options.gid, passed=passed)
-        server.start()
+        engine = stack.enter_context(
+            Engine.open(EngineOptions(options.root, parallelism=options.parallelism))
+        )
+        daemon = Daemon(options, engine)
+        stack.callback(daemon.close)
+        listeners.serve(daemon.handlers())
         for address in options.addresses:
             _log.info("running server on %s", address)
         notify("READY=1")
         stop.wait()
-    finally:
+        _log.info("stopping")
         notify("STOPPING=1")
         listeners.close()
-        ended = daemon.close()
-        server.stop(grace=1.0).wait(5.0)
-        pool.shutdown(wait=False, cancel_futures=True)
-        if ended:
-            engine.close()
-    _log.info("stopped%s", "" if ended else "; a build had not ended")
     return 0
 
 

@@ -12,11 +12,10 @@ import tempfile
 import threading
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import grpc
+from typing import TYPE_CHECKING
 
 from crossdock.buildkit.proto import filesync_pb2
+from crossdock.buildkit.rpc.status import RpcError
 from crossdock.engine.cache.refs import SCRATCH
 from crossdock.engine.exporters import PlatformImage, check_exporters
 from crossdock.engine.exporters.attrs import parse_files
@@ -24,13 +23,14 @@ from crossdock.engine.exporters.model import ExporterSpec
 from crossdock.engine.exporters.report import reported
 from crossdock.errors import ExportError, UsageError
 from crossdock.server.clientstore import write_blob
-from crossdock.server.streams import Outgoing, session_failure
+from crossdock.server.streams import session_failure
 from crossdock.server.treesend import send_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from crossdock.buildkit.proto import control_pb2
+    from crossdock.buildkit.rpc.channel import Call
     from crossdock.server.jobs import Job
     from crossdock.server.results import PlatformResult
     from crossdock.server.sessions import ClientSession
@@ -41,8 +41,6 @@ _METHOD = "/moby.filesync.v1.FileSend/DiffCopy"
 _ARCHIVES = frozenset(["oci", "docker", "tar"])
 _EPOCH = "source-date-epoch"
 _MESSAGE = 1 << 20
-#: messages under way to the client
-_WINDOW = 8
 
 
 def specs_of(request: control_pb2.SolveRequest) -> list[ExporterSpec]:
@@ -192,10 +190,9 @@ class _ClientFile:
     def __init__(self, job: Job, number: int) -> None:
         self._job = job
         self._number = number
-        self._outgoing: Outgoing[filesync_pb2.BytesMessage] = Outgoing(_WINDOW)
         self._session: ClientSession | None = None
-        self._call: Any = None
-        self._unsubscribe: Any = None
+        self._call: Call | None = None
+        self._unsubscribe: Callable[[], None] = lambda: None
         # Guards opening: exporters may write from several threads, one after the other.
         self._lock = threading.Lock()
 
@@ -203,64 +200,57 @@ class _ClientFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._outgoing.close()
+        self._unsubscribe()
         if self._call is not None:
-            self._unsubscribe()
             self._call.cancel()
 
     def write(self, data: bytes, /) -> int:
         """Send a part. Raises: ExportError with the client's words; SessionLost; the token's cause."""
-        with self._lock:
-            if self._call is None:
-                self._open()
+        call = self._opened()
         view = memoryview(data)
-        for at in range(0, len(data), _MESSAGE):
+        for at in range(0, len(view), _MESSAGE):
+            message = filesync_pb2.BytesMessage(data=bytes(view[at : at + _MESSAGE]))
             try:
-                self._outgoing.put(filesync_pb2.BytesMessage(data=bytes(view[at : at + _MESSAGE])))
-            except BrokenPipeError:
-                self._wait()
+                call.send(message.SerializeToString())
+            except RpcError as exc:
+                self._wait(call)
                 summary = "the client closed the output early"
-                raise ExportError(summary) from None
+                raise ExportError(summary) from exc
         return len(data)
 
     def finish(self) -> None:
         """Wait until the client has it all. Raises: as :meth:`write`."""
-        if self._call is None:
-            self._open()
-        self._outgoing.finish()
-        self._wait()
-
-    def _open(self) -> None:
-        session = self._session = self._job.session(self._job.cancel)
-        if not session.supports(_METHOD):
-            summary = "the client takes no files: it offers no FileSend service"
-            raise ExportError(summary)
-        stub: Any = session.channel.stream_stream(
-            _METHOD,
-            request_serializer=filesync_pb2.BytesMessage.SerializeToString,
-            response_deserializer=filesync_pb2.BytesMessage.FromString,
-        )
-        metadata = (("buildkit-attachable-exporter-id", str(self._number)),)
+        call = self._opened()
         try:
-            self._call = stub(iter(self._outgoing), metadata=metadata)
-        except ValueError as exc:
-            lost = session.lost("sending an output")
-            raise lost from exc
-        self._unsubscribe = self._job.cancel.on_cancel(self._call.cancel)
-        # A call that ended takes nothing more.
-        self._call.add_done_callback(lambda _call: self._outgoing.close())
+            call.end()
+        except RpcError as exc:
+            raise self._failure(exc) from exc
+        self._wait(call)
 
-    def _wait(self) -> None:
-        messages: Iterator[object] = self._call
+    def _opened(self) -> Call:
+        with self._lock:
+            if self._call is None:
+                session = self._session = self._job.session(self._job.cancel)
+                if not session.supports(_METHOD):
+                    summary = "the client takes no files: it offers no FileSend service"
+                    raise ExportError(summary)
+                metadata = (("buildkit-attachable-exporter-id", str(self._number)),)
+                self._call = session.start(_METHOD, metadata)
+                self._unsubscribe = self._job.cancel.on_cancel(self._call.cancel)
+            return self._call
+
+    def _wait(self, call: Call) -> None:
         try:
-            for _ in messages:
+            for _ in call.messages():
                 pass
-        except grpc.RpcError as exc:
-            self._job.cancel.check()
-            if self._session is None:
-                raise
-            error = session_failure(self._session, exc, "sending an output to the client")
-            raise ExportError(error.summary) from exc
+        except RpcError as exc:
+            raise self._failure(exc) from exc
+
+    def _failure(self, exc: RpcError) -> ExportError:
+        self._job.cancel.check()
+        if self._session is None:
+            return ExportError(exc.message)
+        return ExportError(session_failure(self._session, exc, "sending an output to the client").summary)
 
 
 def frontend_metadata(metadata: Mapping[str, bytes]) -> dict[str, str]:

@@ -11,10 +11,9 @@ import base64
 import json
 import logging
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-import grpc
-
+from crossdock.buildkit.rpc.status import CODES, RpcError
 from crossdock.errors import (
     Cancelled,
     CrossdockError,
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
     from crossdock.errors import SourceRange
 
-__all__ = ["ClientFailure", "Missing", "abort", "answering", "status_of"]
+__all__ = ["ClientFailure", "Missing", "answering", "status_of"]
 
 _log = logging.getLogger("crossdock.server")
 
@@ -67,35 +66,24 @@ _CODES: tuple[tuple[type[BaseException], str], ...] = (
 )
 
 
-class _Aborting(grpc.Status):
-    """What ``abort_with_status`` takes."""
-
-    def __init__(self, code: grpc.StatusCode, details: str, metadata: tuple[tuple[str, bytes], ...]) -> None:
-        self.code = code
-        self.details = details
-        self.trailing_metadata = metadata
-
-
 @contextmanager
-def answering(context: grpc.ServicerContext) -> Iterator[None]:
+def answering() -> Iterator[None]:
     """Turn what a block raises into the call's status."""
     try:
         yield
+    except RpcError:
+        raise  # the peer is gone
     except CrossdockError as exc:
-        abort(context, exc)
-    except Exception as exc:  # noqa: BLE001 - the top of a call's thread
-        # gRPC would answer UNKNOWN with a traceback's last line; say that it is our defect.
+        raise _rpc_error(exc) from exc
+    except Exception as exc:
         _log.error("unexpected %s: %s", type(exc).__name__, exc, exc_info=exc)
-        abort(context, InternalError(f"unexpected {type(exc).__name__}: {exc}"))
+        raise _rpc_error(InternalError(f"unexpected {type(exc).__name__}: {exc}")) from exc
 
 
-def abort(context: grpc.ServicerContext, error: CrossdockError) -> NoReturn:
-    """End a call with an error."""
+def _rpc_error(error: CrossdockError) -> RpcError:
     status = status_of(error)
-    code = next(c for c in grpc.StatusCode if c.value[0] == status.code)
-    raw = status.SerializeToString()
-    context.abort_with_status(_Aborting(code, status.message, (("grpc-status-details-bin", raw),)))
-    raise error  # abort_with_status raises; this line is for readers and type checkers
+    code = CODES[status.code] if 0 < status.code < len(CODES) else "UNKNOWN"
+    return RpcError(code, status.message, status.SerializeToString())
 
 
 def status_of(error: BaseException) -> Status:
@@ -112,8 +100,7 @@ def status_of(error: BaseException) -> Status:
 
 def _number(error: BaseException) -> int:
     name = next((name for kind, name in _CODES if isinstance(error, kind)), "UNKNOWN")
-    number: int = getattr(grpc.StatusCode, name).value[0]
-    return number
+    return CODES.index(name)
 
 
 def _text(error: BaseException) -> str:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-import grpc
-
 from crossdock.buildkit.proto import gateway_pb2, stat_pb2
+from crossdock.buildkit.rpc.serve import unary
+from crossdock.buildkit.rpc.status import UNIMPLEMENTED, RpcError
 from crossdock.buildkit.session.tree import go_mode
 from crossdock.builds.images import EngineImages
 from crossdock.errors import (
@@ -31,8 +31,9 @@ from crossdock.server.results import Results, platform_from_pb
 from crossdock.server.runner import solve_request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
+    from crossdock.buildkit.rpc.serve import Handler, ServerCall
     from crossdock.engine.cache.refs import Ref
     from crossdock.engine.facade import FileInfo
     from crossdock.image.platform import Platform
@@ -55,26 +56,26 @@ def _missing(path: str) -> Missing:
 class LLBBridge:
     """The service's methods; ``find`` gives the build that a call is about."""
 
-    def __init__(self, find: Callable[[grpc.ServicerContext], Job], worker: Worker) -> None:
+    def __init__(self, find: Callable[[ServerCall], Job], worker: Worker) -> None:
         self._find = find
         self._worker = worker
 
     # --- solving ---
 
-    def ping(self, _request: pb.PingRequest, context: grpc.ServicerContext) -> pb.PongResponse:
+    def ping(self, _request: pb.PingRequest, call: ServerCall) -> pb.PongResponse:
         """Tell what there is, once the build is known."""
-        with answering(context):
-            self._find(context)
+        with answering():
+            self._find(call)
             return pb.PongResponse(
                 FrontendAPICaps=as_messages(FRONTEND_CAPS),
                 LLBCaps=as_messages(LLB_CAPS),
                 Workers=[self._worker.record()],
             )
 
-    def solve(self, request: pb.SolveRequest, context: grpc.ServicerContext) -> pb.SolveResponse:
+    def solve(self, request: pb.SolveRequest, call: ServerCall) -> pb.SolveResponse:
         """Run a frontend or take a definition; results are made when they are needed."""
-        with answering(context):
-            job = self._find(context)
+        with answering():
+            job = self._find(call)
             if request.SourcePolicies:
                 summary = "source policies are not supported by this server"
                 raise NotSupported(summary)
@@ -98,17 +99,17 @@ class LLBBridge:
                 job.returned(results)
             return response
 
-    def evaluate(self, request: pb.EvaluateRequest, context: grpc.ServicerContext) -> pb.EvaluateResponse:
+    def evaluate(self, request: pb.EvaluateRequest, call: ServerCall) -> pb.EvaluateResponse:
         """Make a result."""
-        with answering(context):
-            job = self._find(context)
+        with answering():
+            job = self._find(call)
             job.solve([job.find(request.Ref)])
             return pb.EvaluateResponse()
 
-    def give_back(self, request: pb.ReturnRequest, context: grpc.ServicerContext) -> pb.ReturnResponse:
+    def give_back(self, request: pb.ReturnRequest, call: ServerCall) -> pb.ReturnResponse:
         """Take the client's result, which ends its part of the build."""
-        with answering(context):
-            job = self._find(context)
+        with answering():
+            job = self._find(call)
             if request.HasField("error"):
                 job.returned(ClientFailure(request.error))
             elif request.HasField("result"):
@@ -120,21 +121,21 @@ class LLBBridge:
                 job.returned(Results.empty())
             return pb.ReturnResponse()
 
-    def inputs(self, _request: pb.InputsRequest, context: grpc.ServicerContext) -> pb.InputsResponse:
+    def inputs(self, _request: pb.InputsRequest, call: ServerCall) -> pb.InputsResponse:
         """Give the definitions that the build request brought."""
-        with answering(context):
-            return pb.InputsResponse(Definitions=dict(self._find(context).request.FrontendInputs))
+        with answering():
+            return pb.InputsResponse(Definitions=dict(self._find(call).request.FrontendInputs))
 
-    def warn(self, request: pb.WarnRequest, context: grpc.ServicerContext) -> pb.WarnResponse:
+    def warn(self, request: pb.WarnRequest, call: ServerCall) -> pb.WarnResponse:
         """Attach a warning to a vertex."""
-        with answering(context):
+        with answering():
             source = None
             if request.ranges:
                 file = SourceFile(request.info.filename, request.info.data.decode("utf-8", "surrogateescape"))
                 start = min(Position(r.start.line, r.start.character) for r in request.ranges)
                 end = max(Position(r.end.line, r.end.character) for r in request.ranges)
                 source = SourceRange(file, start, end)
-            self._find(context).log.emit(
+            self._find(call).log.emit(
                 VertexWarning(
                     vertex=request.digest,
                     level=request.level,
@@ -149,11 +150,11 @@ class LLBBridge:
     # --- looking ---
 
     def resolve_image(
-        self, request: pb.ResolveImageConfigRequest, context: grpc.ServicerContext
+        self, request: pb.ResolveImageConfigRequest, call: ServerCall
     ) -> pb.ResolveImageConfigResponse:
         """Find an image's digest and config."""
-        with answering(context):
-            job = self._find(context)
+        with answering():
+            job = self._find(call)
             if request.SourcePolicies:
                 summary = "source policies are not supported by this server"
                 raise NotSupported(summary)
@@ -171,11 +172,11 @@ class LLBBridge:
             return pb.ResolveImageConfigResponse(Digest=found.digest, Config=found.config, Ref=request.Ref)
 
     def resolve_source(
-        self, request: pb.ResolveSourceMetaRequest, context: grpc.ServicerContext
+        self, request: pb.ResolveSourceMetaRequest, call: ServerCall
     ) -> pb.ResolveSourceMetaResponse:
         """Find what an image reference means; other sources cannot be asked yet."""
-        with answering(context):
-            job = self._find(context)
+        with answering():
+            job = self._find(call)
             if request.SourcePolicies:
                 summary = "source policies are not supported by this server"
                 raise NotSupported(summary)
@@ -218,10 +219,10 @@ class LLBBridge:
             log_name=name,
         )
 
-    def read_file(self, request: pb.ReadFileRequest, context: grpc.ServicerContext) -> pb.ReadFileResponse:
+    def read_file(self, request: pb.ReadFileRequest, call: ServerCall) -> pb.ReadFileResponse:
         """Read a file of a result, or a part of it."""
-        with answering(context):
-            job, ref = self._made(request.Ref, context)
+        with answering():
+            job, ref = self._made(request.Ref, call)
             data = job.engine.read_file(ref, request.FilePath, cancel=job.cancel, sink=job.log)
             if data is None:
                 raise _missing(request.FilePath)
@@ -233,10 +234,10 @@ class LLBBridge:
                 raise SolveError(summary)
             return pb.ReadFileResponse(Data=data)
 
-    def read_dir(self, request: pb.ReadDirRequest, context: grpc.ServicerContext) -> pb.ReadDirResponse:
+    def read_dir(self, request: pb.ReadDirRequest, call: ServerCall) -> pb.ReadDirResponse:
         """List a directory of a result."""
-        with answering(context):
-            job, ref = self._made(request.Ref, context)
+        with answering():
+            job, ref = self._made(request.Ref, call)
             entries = job.engine.read_dir(ref, request.DirPath, cancel=job.cancel, sink=job.log)
             if entries is None:
                 raise _missing(request.DirPath)
@@ -245,26 +246,18 @@ class LLBBridge:
                 entries=[_stat(e) for e in entries if not pattern or fnmatchcase(e.name, pattern)]
             )
 
-    def stat_file(self, request: pb.StatFileRequest, context: grpc.ServicerContext) -> pb.StatFileResponse:
+    def stat_file(self, request: pb.StatFileRequest, call: ServerCall) -> pb.StatFileResponse:
         """Describe a path of a result."""
-        with answering(context):
-            job, ref = self._made(request.Ref, context)
+        with answering():
+            job, ref = self._made(request.Ref, call)
             found = job.engine.stat(ref, request.Path, cancel=job.cancel, sink=job.log)
             if found is None:
                 raise _missing(request.Path)
             return pb.StatFileResponse(stat=_stat(found))
 
-    def _made(self, name: str, context: grpc.ServicerContext) -> tuple[Job, Ref]:
-        job = self._find(context)
+    def _made(self, name: str, call: ServerCall) -> tuple[Job, Ref]:
+        job = self._find(call)
         return job, job.solve([job.find(name)])[0]
-
-    # --- containers ---
-
-    def refuse_container(self, _request: object, context: grpc.ServicerContext) -> Any:
-        """Say that there are no interactive containers."""
-        with answering(context):
-            summary = "interactive containers are not supported by this server yet"
-            raise NotSupported(summary)
 
 
 def _stat(info: FileInfo) -> stat_pb2.Stat:
@@ -279,55 +272,38 @@ def _stat(info: FileInfo) -> stat_pb2.Stat:
     )
 
 
-def build_id(context: grpc.ServicerContext) -> str:
+def build_id(call: ServerCall) -> str:
     """Return which build a call is about. Raises: UsageError."""
-    for key, value in context.invocation_metadata():
-        if key == _BUILD:
-            return value.decode() if isinstance(value, bytes) else value
-    summary = "no buildid found in context"
-    raise UsageError(summary)
+    found = next(iter(call.metadata(_BUILD)), "")
+    if not found:
+        summary = "no buildid found in context"
+        raise UsageError(summary)
+    return found
 
 
-def handlers(bridge: LLBBridge) -> grpc.GenericRpcHandler[Any, Any]:
-    """Return the service for a gRPC server."""
+def _refuse(_call: ServerCall) -> None:
+    raise RpcError(UNIMPLEMENTED, "interactive containers are not supported by this server yet")
 
-    def unary(method: Any, request: Any, response: Any) -> Any:
-        return grpc.unary_unary_rpc_method_handler(
-            method, request_deserializer=request.FromString, response_serializer=response.SerializeToString
-        )
 
-    def refuse_stream(_messages: Iterator[object], context: grpc.ServicerContext) -> Iterator[pb.ExecMessage]:
-        bridge.refuse_container(None, context)
-        yield from ()
-
-    refuse = bridge.refuse_container
-    return grpc.method_handlers_generic_handler(
-        "moby.buildkit.v1.frontend.LLBBridge",
-        {
-            "Ping": unary(bridge.ping, pb.PingRequest, pb.PongResponse),
-            "Solve": unary(bridge.solve, pb.SolveRequest, pb.SolveResponse),
-            "Evaluate": unary(bridge.evaluate, pb.EvaluateRequest, pb.EvaluateResponse),
-            "Return": unary(bridge.give_back, pb.ReturnRequest, pb.ReturnResponse),
-            "Inputs": unary(bridge.inputs, pb.InputsRequest, pb.InputsResponse),
-            "Warn": unary(bridge.warn, pb.WarnRequest, pb.WarnResponse),
-            "ResolveImageConfig": unary(
-                bridge.resolve_image, pb.ResolveImageConfigRequest, pb.ResolveImageConfigResponse
-            ),
-            "ResolveSourceMeta": unary(
-                bridge.resolve_source, pb.ResolveSourceMetaRequest, pb.ResolveSourceMetaResponse
-            ),
-            "ReadFile": unary(bridge.read_file, pb.ReadFileRequest, pb.ReadFileResponse),
-            "ReadDir": unary(bridge.read_dir, pb.ReadDirRequest, pb.ReadDirResponse),
-            "StatFile": unary(bridge.stat_file, pb.StatFileRequest, pb.StatFileResponse),
-            "NewContainer": unary(refuse, pb.NewContainerRequest, pb.NewContainerResponse),
-            "ReleaseContainer": unary(refuse, pb.ReleaseContainerRequest, pb.ReleaseContainerResponse),
-            "ReadFileContainer": unary(refuse, pb.ReadFileRequest, pb.ReadFileResponse),
-            "ReadDirContainer": unary(refuse, pb.ReadDirRequest, pb.ReadDirResponse),
-            "StatFileContainer": unary(refuse, pb.StatFileRequest, pb.StatFileResponse),
-            "ExecProcess": grpc.stream_stream_rpc_method_handler(
-                refuse_stream,
-                request_deserializer=pb.ExecMessage.FromString,
-                response_serializer=pb.ExecMessage.SerializeToString,
-            ),
-        },
-    )
+def handlers(bridge: LLBBridge) -> dict[str, Handler]:
+    """Return the service's methods."""
+    methods: dict[str, Handler] = {
+        "Ping": unary(pb.PingRequest, bridge.ping),
+        "Solve": unary(pb.SolveRequest, bridge.solve),
+        "Evaluate": unary(pb.EvaluateRequest, bridge.evaluate),
+        "Return": unary(pb.ReturnRequest, bridge.give_back),
+        "Inputs": unary(pb.InputsRequest, bridge.inputs),
+        "Warn": unary(pb.WarnRequest, bridge.warn),
+        "ResolveImageConfig": unary(pb.ResolveImageConfigRequest, bridge.resolve_image),
+        "ResolveSourceMeta": unary(pb.ResolveSourceMetaRequest, bridge.resolve_source),
+        "ReadFile": unary(pb.ReadFileRequest, bridge.read_file),
+        "ReadDir": unary(pb.ReadDirRequest, bridge.read_dir),
+        "StatFile": unary(pb.StatFileRequest, bridge.stat_file),
+        "NewContainer": _refuse,
+        "ReleaseContainer": _refuse,
+        "ReadFileContainer": _refuse,
+        "ReadDirContainer": _refuse,
+        "StatFileContainer": _refuse,
+        "ExecProcess": _refuse,
+    }
+    return {f"/moby.buildkit.v1.frontend.LLBBridge/{name}": method for name, method in methods.items()}

@@ -6,12 +6,10 @@ Spec: grpc ``health/v1/health.proto``; OpenTelemetry ``collector/trace/v1``.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
-
-import grpc
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from crossdock.buildkit.rpc.serve import Handler, ServerCall
 
 __all__ = ["handlers"]
 
@@ -19,34 +17,28 @@ __all__ = ["handlers"]
 _SERVING = b"\x08\x01"
 
 
-def _check(_request: bytes, _context: grpc.ServicerContext) -> bytes:
-    return _SERVING
+def _check(call: ServerCall) -> None:
+    call.send(_SERVING)
 
 
-def _watch(_request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-    yield _SERVING
+def _watch(call: ServerCall) -> None:
     gone = threading.Event()
-    if context.add_callback(gone.set):
-        gone.wait()
+    call.on_gone(gone.set)
+    call.send(_SERVING)
+    gone.wait()
 
 
-def _export(_request: bytes, _context: grpc.ServicerContext) -> bytes:
+def _export(call: ServerCall) -> None:
     # As BuildKit without a collector behind it: spans are taken and go nowhere.
-    return b""
+    for _ in call.messages():
+        pass
+    call.send(b"")
 
 
-def handlers() -> tuple[grpc.GenericRpcHandler[Any, Any], ...]:
-    """Return both services for a gRPC server."""
-    return (
-        grpc.method_handlers_generic_handler(
-            "grpc.health.v1.Health",
-            {
-                "Check": grpc.unary_unary_rpc_method_handler(_check),
-                "Watch": grpc.unary_stream_rpc_method_handler(_watch),
-            },
-        ),
-        grpc.method_handlers_generic_handler(
-            "opentelemetry.proto.collector.trace.v1.TraceService",
-            {"Export": grpc.unary_unary_rpc_method_handler(_export)},
-        ),
-    )
+def handlers() -> dict[str, Handler]:
+    """Return the methods of both services."""
+    return {
+        "/grpc.health.v1.Health/Check": _check,
+        "/grpc.health.v1.Health/Watch": _watch,
+        "/opentelemetry.proto.collector.trace.v1.TraceService/Export": _export,
+    }

@@ -24,10 +24,8 @@ from crossdock.server.failures import status_of
 from crossdock.server.filters import matches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
-
-    import grpc
 
     from crossdock.server.jobs import Job
 
@@ -156,11 +154,11 @@ class History:
             except FileNotFoundError:
                 return None
 
-    def listen(
-        self, request: control_pb2.BuildHistoryRequest, context: grpc.ServicerContext
-    ) -> Iterator[Event]:
-        """Yield records, active ones first, then what happens until the client goes or wants no more."""
-        context.add_callback(self._wake)
+    def listen(self, request: control_pb2.BuildHistoryRequest, wanted: Callable[[], bool]) -> Iterator[Event]:
+        """Yield records, active ones first, then what happens, until the client wants no more.
+
+        Call :meth:`wake` when ``wanted`` changes.
+        """
         with self._changed:
             at = self._first + len(self._events)
             active = [r for r in self._active.values() if _wanted(r, request)]
@@ -174,9 +172,9 @@ class History:
             return
         while True:
             with self._changed:
-                while at >= self._first + len(self._events) and context.is_active() and not self._closed:
+                while at >= self._first + len(self._events) and wanted() and not self._closed:
                     self._changed.wait()
-                if self._closed or not context.is_active():
+                if self._closed or not wanted():
                     return
                 events = self._events[max(0, at - self._first) :]
                 at = self._first + len(self._events)
@@ -214,7 +212,8 @@ class History:
 
     # --- inside ---
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Have listeners look whether they are still wanted."""
         with self._changed:
             self._changed.notify_all()
 

@@ -10,20 +10,24 @@ import logging
 import os
 import socket
 import stat
-import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-import grpc
-
-from crossdock.buildkit.transport import SocketStream, join_streams
+from crossdock.buildkit.rpc.http2 import ConnectionLost
+from crossdock.buildkit.rpc.serve import Server
+from crossdock.buildkit.transport import SocketStream
 from crossdock.errors import ConfigError, UsageError
 from crossdock.record import Record
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Mapping, Sequence
+
+    from crossdock.buildkit.rpc.serve import Handler
+    from crossdock.buildkit.transport import ByteStream
 
 __all__ = ["Address", "Listeners", "ServerTls", "parse_address", "passed_sockets"]
 
@@ -31,7 +35,9 @@ _log = logging.getLogger("crossdock.server")
 
 _FIRST_FD = 3
 _UMASK = 0o117
-_BACKLOG = 128
+_BACKLOG = 1024
+#: seconds before trying again when the process has no descriptors left
+_PAUSE_S = 0.1
 
 
 class ServerTls(Record):
@@ -87,12 +93,14 @@ def passed_sockets(environ: Mapping[str, str], pid: int) -> dict[str, list[int]]
 
 
 class Listeners:
-    """The open addresses of one gRPC server."""
+    """Listening sockets, and the connections they gave. Sockets take connections as soon as they are open."""
 
-    def __init__(self, server: grpc.Server) -> None:
-        self._server = server
-        self._relays: list[_Relay] = []
+    def __init__(self) -> None:
+        self._sockets: list[tuple[socket.socket, ssl.SSLContext | None]] = []
         self._paths: list[Path] = []
+        # Guards _connections.
+        self._lock = threading.Lock()
+        self._connections: set[Server] = set()
 
     def open(
         self,
@@ -111,45 +119,64 @@ class Listeners:
             else:
                 self._open_passed(address, passed)
 
+    def serve(self, handlers: Mapping[str, Handler]) -> None:
+        """Serve what connects, in threads; returns at once."""
+        for listener, context in self._sockets:
+            threading.Thread(
+                target=self._accept, args=(listener, context, handlers), name="accept", daemon=True
+            ).start()
+
     def close(self) -> None:
         """Take no new connections, remove sockets; idempotent."""
-        for relay in self._relays:
-            relay.close()
+        for listener, _ in self._sockets:
+            with contextlib.suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
         for path in self._paths:
             path.unlink(missing_ok=True)
         self._paths.clear()
+
+    def disconnect(self) -> None:
+        """End all connections."""
+        with self._lock:
+            connections = list(self._connections)
+        for connection in connections:
+            connection.close()
+
+    # --- opening ---
 
     def _open_unix(self, path: Path, gid: int | None) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
             _remove_stale(path)
+            listener = socket.socket(socket.AF_UNIX)
             before = os.umask(_UMASK)
             try:
-                self._bind(f"unix:{path}", str(path))
+                listener.bind(os.fspath(path))
             finally:
                 os.umask(before)
-            self._paths.append(path)
             if gid is not None:
                 os.chown(path, -1, gid)
+            listener.listen(_BACKLOG)
         except OSError as exc:
-            summary = f"cannot listen on {path}: {exc.strerror}"
+            summary = f"cannot listen on {path}: {exc.strerror or exc}"
             raise UsageError(summary, hint="choose another address with --addr") from exc
+        self._sockets.append((listener, None))
+        self._paths.append(path)
 
     def _open_tcp(self, address: Address, tls: ServerTls | None) -> None:
         if tls is None:
             _log.warning("TLS is not enabled for %s: whoever reaches it can run builds as this user", address)
-            self._bind(address.target, str(address))
-            return
-        credentials = grpc.ssl_server_credentials(
-            [(_pem(tls.key), _pem(tls.cert))],
-            root_certificates=_pem(tls.ca) if tls.ca is not None else None,
-            require_client_auth=tls.ca is not None,
-        )
+        host, _, port = address.target.rpartition(":")
         try:
-            self._server.add_secure_port(address.target, credentials)
-        except RuntimeError as exc:
-            summary = f"cannot listen on {address}: {exc}"
-            raise UsageError(summary) from exc
+            family, _, _, _, where = socket.getaddrinfo(
+                host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            listener = socket.create_server((where[0], int(port)), family=family, backlog=_BACKLOG)
+        except OSError as exc:
+            summary = f"cannot listen on {address}: {exc.strerror or exc}"
+            raise UsageError(summary, hint="choose another address with --addr") from exc
+        self._sockets.append((listener, None if tls is None else _server_context(tls)))
 
     def _open_passed(self, address: Address, passed: Mapping[str, Sequence[int]]) -> None:
         name = address.target
@@ -160,15 +187,54 @@ class Listeners:
         if not fds:
             summary = f"{address}: no such socket was passed to this process"
             raise UsageError(summary, hint="start it by systemd socket activation, or give another --addr")
-        for fd in fds:
-            self._relays.append(_Relay(socket.socket(fileno=fd), self._server))
+        self._sockets += [(socket.socket(fileno=fd), None) for fd in fds]
 
-    def _bind(self, target: str, shown: str) -> None:
+    # --- serving ---
+
+    def _accept(
+        self, listener: socket.socket, context: ssl.SSLContext | None, handlers: Mapping[str, Handler]
+    ) -> None:
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except ConnectionError:
+                continue
+            except OSError as exc:
+                if listener.fileno() < 0:
+                    return
+                _log.warning("cannot take a connection: %s", exc)
+                time.sleep(_PAUSE_S)
+                continue
+            stream = SocketStream(sock)
+            if context is None:
+                self._start(stream, handlers)
+            else:
+                # Shaking hands takes as long as the peer likes.
+                threading.Thread(
+                    target=self._secure, args=(stream, context, handlers), name="tls", daemon=True
+                ).start()
+
+    def _secure(self, below: SocketStream, context: ssl.SSLContext, handlers: Mapping[str, Handler]) -> None:
+        import ssl
+
+        from crossdock.buildkit.tls import TlsStream
+
         try:
-            self._server.add_insecure_port(target)
-        except RuntimeError as exc:
-            summary = f"cannot listen on {shown}: {exc}"
-            raise UsageError(summary, hint="choose another address with --addr") from exc
+            stream = TlsStream(below, context)
+        except (ssl.SSLError, EOFError, OSError) as exc:
+            _log.debug("TLS: %s", exc)
+            below.close()
+            return
+        self._start(stream, handlers)
+
+    def _start(self, stream: ByteStream, handlers: Mapping[str, Handler]) -> None:
+        connection = Server(stream, handlers)
+        with self._lock:
+            self._connections = {c for c in self._connections if c.alive} | {connection}
+        try:
+            connection.start()
+        except ConnectionLost as exc:
+            _log.debug("connection: %s", exc)
 
 
 def _remove_stale(path: Path) -> None:
@@ -187,45 +253,19 @@ def _remove_stale(path: Path) -> None:
     path.unlink()
 
 
-def _pem(path: Path) -> bytes:
+def _server_context(tls: ServerTls) -> ssl.SSLContext:
+    """Return the settings of a server that speaks HTTP/2. Raises: ConfigError."""
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["h2"])
     try:
-        return path.read_bytes()
-    except OSError as exc:
-        summary = f"cannot read TLS file {path}: {exc.strerror}"
+        context.load_cert_chain(tls.cert, tls.key)
+        if tls.ca is not None:
+            context.load_verify_locations(tls.ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except OSError as exc:  # SSLError is one
+        summary = f"cannot use the TLS files {tls.cert}, {tls.key}: {exc}"
         raise ConfigError(summary) from exc
-
-
-class _Relay:
-    """Serves a socket that gRPC cannot take over: every connection is copied to one that it can."""
-
-    def __init__(self, listener: socket.socket, server: grpc.Server) -> None:
-        self._listener = listener
-        self._directory = tempfile.mkdtemp(prefix="crossdock-listen-")
-        self._target = f"{self._directory}/s"
-        server.add_insecure_port(f"unix:{self._target}")
-        self._thread = threading.Thread(target=self._accept, name="relay", daemon=True)
-        self._thread.start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                far, _ = self._listener.accept()
-            except OSError:
-                return
-            near = socket.socket(socket.AF_UNIX)
-            try:
-                near.connect(self._target)
-            except OSError as exc:
-                _log.warning("cannot hand a connection on: %s", exc)
-                near.close()
-                far.close()
-                continue
-            join_streams(SocketStream(near), SocketStream(far))
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._target)
-            os.rmdir(self._directory)
+    return context

@@ -11,17 +11,16 @@ from __future__ import annotations
 import json
 import threading
 import time
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING
 from urllib.parse import quote_plus
 
-import grpc
-
 from crossdock.buildkit.proto import wire_pb2
-from crossdock.errors import ContextError, SolveError
+from crossdock.buildkit.rpc.status import RpcError
+from crossdock.errors import ContextError, CrossdockError, SolveError
 from crossdock.progress.events import VertexStatus
 from crossdock.server.receive import ContextReceiver
-from crossdock.server.streams import Outgoing, session_failure
+from crossdock.server.streams import session_failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -143,29 +142,20 @@ def _transfer(
     session: ClientSession, receiver: ContextReceiver, metadata: list[tuple[str, str]], cancel: CancelToken
 ) -> None:
     """Run the protocol over one call. Raises: ContextError, SessionLost, StoreFull, the token's cause."""
-    outgoing: Outgoing[wire_pb2.Packet] = Outgoing()
-    stub: Any = session.channel.stream_stream(
-        _METHOD,
-        request_serializer=wire_pb2.Packet.SerializeToString,
-        response_deserializer=wire_pb2.Packet.FromString,
-    )
-    try:
-        call = stub(iter(outgoing), metadata=metadata)
-    except ValueError as exc:
-        lost = session.lost("its connection is closed")
-        raise lost from exc
+    call = session.start(_METHOD, metadata)
     try:
         with cancel.waking(call.cancel):
-            for packet in receiver.run(call):
-                outgoing.put(packet)
-    except grpc.RpcError as exc:
+            for answer in receiver.run(call.batches()):
+                call.send_raw(answer)
+    except RpcError as exc:
         cancel.check()
         raise session_failure(session, exc, "receiving a directory") from exc
-    except Exception as exc:
-        outgoing.put(wire_pb2.Packet(type=wire_pb2.Packet.PACKET_ERR, data=str(exc).encode()))
+    except CrossdockError as exc:
+        with suppress(RpcError):
+            text = exc.summary.encode(errors="replace")
+            call.send(wire_pb2.Packet(type=wire_pb2.Packet.PACKET_ERR, data=text).SerializeToString())
         raise
     finally:
-        outgoing.close()
         call.cancel()
 
 

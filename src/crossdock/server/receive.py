@@ -15,6 +15,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from crossdock.buildkit.proto import wire_pb2
+from crossdock.buildkit.rpc.messages import prefixed
 from crossdock.buildkit.session.tree import GO_TYPE_MASK, posix_mode
 from crossdock.errors import ContextError, StoreFull, translate
 
@@ -34,6 +35,7 @@ _STAT, _REQ, _DATA, _FIN, _ERR = (
     wire_pb2.Packet.PACKET_FIN,
     wire_pb2.Packet.PACKET_ERR,
 )
+_parse = wire_pb2.Packet.FromString
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -57,6 +59,9 @@ class ContextReceiver:
         self._on_bytes = on_bytes
         self._root = -1
         self._staging = -1
+        #: of the next entry, and whether the list is complete
+        self._number = 0
+        self._listed = False
         self._last: list[str] = []
         #: directory -> names sent in it; every directory sent has an entry
         self._kids: dict[str, set[str]] = {"": set()}
@@ -71,9 +76,10 @@ class ContextReceiver:
         self.received = 0
         self.entries = 0
 
-    def run(self, packets: Iterator[wire_pb2.Packet]) -> Iterator[wire_pb2.Packet]:
-        """Consume the sender's packets and yield ours, until both have said FIN.
+    def run(self, batches: Iterator[list[bytes]]) -> Iterator[bytes]:
+        """Consume the sender's packets, as encoded messages that came together; yield ours, framed for sending.
 
+        Ends when both have said FIN.
         Raises: ContextError for a hostile or broken sender, or what cannot be written; StoreFull.
         """
         with translate({OSError: self._unwritable}):
@@ -81,41 +87,48 @@ class ContextReceiver:
             self._root = os.open(self._root_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self._staging = os.open(self._staging_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                yield from self._run(packets)
+                yield from self._run(batches)
             finally:
                 self._discard()
 
-    def _run(self, packets: Iterator[wire_pb2.Packet]) -> Iterator[wire_pb2.Packet]:
-        number, listed = 0, False
-        for packet in packets:
-            kind = packet.type
-            if kind == _STAT and packet.HasField("stat"):
-                if listed:
-                    summary = "the client sent an entry after the end of its list"
-                    raise ContextError(summary)
-                if self._entry(packet.stat):
-                    self._wanted[number] = packet.stat
-                    yield wire_pb2.Packet(type=_REQ, ID=number)
-                number += 1
-            elif kind == _DATA:
-                self._data(packet.ID, packet.data)
-            elif kind == _STAT:
-                listed = True
-            elif kind == _ERR:
-                summary = f"error from sender: {packet.data.decode(errors='replace')}"
-                raise ContextError(summary)
-            else:
-                summary = f"the client sent an unexpected packet of type {kind}"
-                raise ContextError(summary)
-            if listed and not self._wanted:
+    def _run(self, batches: Iterator[list[bytes]]) -> Iterator[bytes]:
+        for batch in batches:
+            requests: list[bytes] = []
+            for message in batch:
+                self._packet(_parse(message), requests)
+            if requests:
+                yield b"".join(requests)
+            if self._listed and not self._wanted:
                 break
         else:
             summary = "the connection ended before all files were received"
             raise ContextError(summary, retryable=True)
         self._finish()
-        yield wire_pb2.Packet(type=_FIN)
-        for _ in packets:
+        yield prefixed(wire_pb2.Packet(type=_FIN).SerializeToString())
+        for _ in batches:
             pass  # the sender's FIN, and the end of the stream
+
+    def _packet(self, packet: wire_pb2.Packet, requests: list[bytes]) -> None:
+        """Take one packet; what must be asked for is added to ``requests``."""
+        kind = packet.type
+        if kind == _DATA:
+            self._data(packet.ID, packet.data)
+        elif kind == _STAT and packet.HasField("stat"):
+            if self._listed:
+                summary = "the client sent an entry after the end of its list"
+                raise ContextError(summary)
+            if self._entry(packet.stat):
+                self._wanted[self._number] = packet.stat
+                requests.append(prefixed(wire_pb2.Packet(type=_REQ, ID=self._number).SerializeToString()))
+            self._number += 1
+        elif kind == _STAT:
+            self._listed = True
+        elif kind == _ERR:
+            summary = f"error from sender: {packet.data.decode(errors='replace')}"
+            raise ContextError(summary)
+        else:
+            summary = f"the client sent an unexpected packet of type {kind}"
+            raise ContextError(summary)
 
     # --- entries ---
 

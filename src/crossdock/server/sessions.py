@@ -1,56 +1,41 @@
-"""Sessions, the daemon's side: gRPC calls into a client over the byte stream that the client opened.
-
-grpcio dials sockets only, so each session has a private unix socket: our channel connects to it, and what passes there
-is copied to and from the stream.
+"""Sessions, the daemon's side: calls into a client over the byte stream that the client opened.
 
 Spec: moby/buildkit ``session/manager.go``, ``session/grpc.go`` (health), headers ``x-docker-expose-session-*``.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import socket
-import tempfile
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import grpc
-
-from crossdock.errors import Cancelled, ContextError, UsageError
+from crossdock.buildkit.proto import control_pb2
+from crossdock.buildkit.rpc.channel import Channel
+from crossdock.buildkit.rpc.messages import prefixed
+from crossdock.buildkit.rpc.status import UNAVAILABLE, RpcError
+from crossdock.errors import ContextError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
+    from crossdock.buildkit.rpc.channel import Call
+    from crossdock.buildkit.rpc.serve import ServerCall
     from crossdock.cancel import CancelToken
 
-__all__ = ["ClientSession", "SessionLost", "SessionManager"]
+__all__ = ["ClientSession", "SessionLost", "SessionManager", "SessionStream"]
 
 _log = logging.getLogger("crossdock.server.sessions")
 
 #: seconds that a build waits for the session it names
 _ARRIVAL_S = 5.0
-_BLOCK = 256 * 1024
 #: seconds between health probes, and for an answer
 _PROBE_EVERY_S = 5.0
 _PROBE_TIMEOUT_S = 15.0
 _PROBE_FAILURES = 2
-_MIB = 1 << 20
-_OPTIONS: tuple[tuple[str, Any], ...] = (
-    ("grpc.max_send_message_length", 16 * _MIB),
-    ("grpc.max_receive_message_length", 16 * _MIB),
-    ("grpc.max_metadata_size", 4 * _MIB),
-    ("grpc.absolute_max_metadata_size", 8 * _MIB),
-    ("grpc.enable_retries", 0),
-    ("grpc.enable_http_proxy", 0),
-    # Over a unix socket the authority would be the socket's path, which Go's HTTP/2 server refuses.
-    ("grpc.default_authority", "localhost"),
-    # Every session has a connection of its own.
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.http2.write_buffer_size", 1 * _MIB),
-)
+_HEALTH = "/grpc.health.v1.Health/Check"
+#: bytes of one BytesMessage at most
+_MESSAGE = 1 << 20
 
 
 class SessionLost(ContextError):
@@ -63,19 +48,69 @@ class SessionLost(ContextError):
         self.session_id = session_id
 
 
+class SessionStream:
+    """The messages of one ``Control.Session`` call as a byte stream."""
+
+    def __init__(self, call: ServerCall) -> None:
+        self._call = call
+        self._batches = call.batches()
+        self._rest = b""
+        #: set when the stream is over, whoever ended it
+        self.ended = threading.Event()
+
+    def recv(self, size: int, /) -> bytes:
+        """Return up to ``size`` bytes; empty at the end."""
+        while not self._rest:
+            try:
+                batch = next(self._batches, None)
+            except RpcError as exc:
+                _log.debug("session stream: %s", exc)
+                batch = None
+            if batch is None or self.ended.is_set():
+                self.ended.set()
+                return b""
+            parse = control_pb2.BytesMessage.FromString
+            self._rest = b"".join([parse(message).data for message in batch])
+        data, self._rest = self._rest[:size], self._rest[size:]
+        return data
+
+    def sendall(self, data: bytes | bytearray, /) -> None:
+        """Send everything. Raises: BrokenPipeError."""
+        view = memoryview(data)
+        try:
+            for at in range(0, len(view), _MESSAGE):
+                message = control_pb2.BytesMessage(data=bytes(view[at : at + _MESSAGE]))
+                self._call.send(message.SerializeToString())
+        except RpcError as exc:
+            raise BrokenPipeError(exc.message) from exc
+
+    def shutdown_write(self) -> None:
+        """Nothing to do: the call ends with its handler."""
+
+    def close(self) -> None:
+        """Have the handler end, and with it the call."""
+        self.ended.set()
+
+
 class ClientSession:
     """One client's session. Safe from any thread."""
 
-    def __init__(self, session_id: str, *, shared_key: str, name: str, methods: Iterable[str]) -> None:
+    def __init__(
+        self,
+        session_id: str,
+        stream: SessionStream,
+        *,
+        shared_key: str = "",
+        name: str = "",
+        methods: Iterable[str] = (),
+    ) -> None:
         self.id = session_id
         self.shared_key = shared_key
         self.name = name
         self._methods = frozenset(m.lower() for m in methods)
-        self.closed = threading.Event()
-        self._socket, near = _listen()
-        self._listener = near
-        self.channel = grpc.insecure_channel(f"unix:{self._socket}", options=_OPTIONS)
-        self._peer: socket.socket | None = None
+        self.stream = stream
+        self._dialled = False
+        self.channel = Channel(self._dial)
 
     def supports(self, method: str) -> bool:
         """Whether the client offers ``/package.Service/Method``."""
@@ -85,71 +120,79 @@ class ClientSession:
         """Return the error for a call that could not be made."""
         return SessionLost(self.id, what)
 
-    def connect(self) -> socket.socket:
-        """Have the channel dial, and return the other end. Raises: OSError when closed meanwhile."""
-        # Channels are lazy: the first call makes this one dial. Whether the client answers is the prober's matter.
-        _ask_health(self)
-        peer, _ = self._listener.accept()
-        self._peer = peer
-        self._forget_listener()
-        return peer
+    def start(self, method: str, metadata: Iterable[tuple[str, str]] = ()) -> Call:
+        """Begin a call. Raises: SessionLost."""
+        try:
+            return self.channel.start(method, metadata=metadata)
+        except RpcError as exc:
+            raise self.lost(exc.message) from exc
+
+    @property
+    def closed(self) -> bool:
+        """Whether the session is over."""
+        return self.stream.ended.is_set()
 
     def close(self) -> None:
-        """End every call and the connection; idempotent."""
-        if self.closed.is_set():
-            return
-        self.closed.set()
-        if self._peer is not None:
-            with contextlib.suppress(OSError):
-                self._peer.shutdown(socket.SHUT_RDWR)
+        """End every call and the session; idempotent."""
+        self.stream.close()
         self.channel.close()
-        self._forget_listener()
 
-    def _forget_listener(self) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._socket)
-            os.rmdir(os.path.dirname(self._socket))
+    def watch(self) -> None:
+        """Probe the client until the session is over; one that fails twice in a row is closed."""
+        failures = 0
+        while True:
+            failures = 0 if self._is_healthy() else failures + 1
+            if failures >= _PROBE_FAILURES:
+                _log.info("session %s does not answer: closed", self.id)
+                return
+            if self.stream.ended.wait(_PROBE_EVERY_S):
+                return
 
+    def _is_healthy(self) -> bool:
+        """Ask for a sign of life; the first time this also opens the connection."""
+        try:
+            call = self.channel.start(_HEALTH, timeout_s=_PROBE_TIMEOUT_S)
+            call.send_raw(prefixed(b""), end=True)
+            call.result()
+        except RpcError as exc:
+            _log.debug("session %s: health: %s", self.id, exc)
+            # Clients that do not know the service answer all the same.
+            return exc.code == "UNIMPLEMENTED"
+        return True
 
-def _listen() -> tuple[str, socket.socket]:
-    directory = tempfile.mkdtemp(prefix="crossdock-session-")
-    path = f"{directory}/s"
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
-    listener.listen(1)
-    return path, listener
+    def _dial(self) -> SessionStream:
+        if self._dialled:
+            raise RpcError(UNAVAILABLE, "the session is over")
+        self._dialled = True
+        return self.stream
 
 
 class SessionManager:
     """The sessions of all clients."""
 
     def __init__(self) -> None:
-        # Guards _sessions; notified when one arrives or goes.
+        # Guards _sessions and _closing; notified when a session arrives or goes.
         self._changed = threading.Condition()
         self._sessions: dict[str, ClientSession] = {}
-        self._closing = threading.Event()
-        self._prober: threading.Thread | None = None
+        self._closing = False
 
-    def serve(self, session: ClientSession, incoming: Iterator[bytes]) -> Iterator[bytes]:
-        """Register a session and join it to a stream, until either ends; yields what goes to the client.
+    def serve(self, session: ClientSession) -> None:
+        """Have builds find a session, until it is over.
 
         Raises: UsageError when there is one of that name.
         """
-        self._add(session)
+        with self._changed:
+            if not session.id or session.id in self._sessions or self._closing:
+                summary = f"session {session.id} already exists" if session.id else "the session has no id"
+                raise UsageError(summary)
+            self._sessions[session.id] = session
+            self._changed.notify_all()
         try:
-            peer = session.connect()
-            pump = threading.Thread(target=_copy_in, args=(incoming, peer), name="session-in", daemon=True)
-            pump.start()
-            with peer:
-                while data := _receive(peer):
-                    yield data
-        except OSError as exc:
-            _log.debug("session %s: %s", session.id, exc)
+            session.watch()
         finally:
-            self._remove(session)
+            with self._changed:
+                del self._sessions[session.id]
+                self._changed.notify_all()
             session.close()
 
     def get(self, session_id: str, cancel: CancelToken) -> ClientSession:
@@ -165,17 +208,17 @@ class SessionManager:
             while True:
                 cancel.check()
                 found = self._sessions.get(wanted)
-                if found is not None and not found.closed.is_set():
+                if found is not None and not found.closed:
                     return found
                 left = deadline - time.monotonic()
-                if left <= 0 or not wanted or self._closing.is_set():
+                if left <= 0 or not wanted or self._closing:
                     raise SessionLost(wanted, "it did not arrive, or has ended")
                 self._changed.wait(left)
 
     def close(self) -> None:
         """End every session."""
-        self._closing.set()
         with self._changed:
+            self._closing = True
             sessions = list(self._sessions.values())
             self._changed.notify_all()
         for session in sessions:
@@ -184,67 +227,3 @@ class SessionManager:
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
-
-    def _add(self, session: ClientSession) -> None:
-        with self._changed:
-            if not session.id or session.id in self._sessions or self._closing.is_set():
-                session.close()
-                summary = f"session {session.id} already exists" if session.id else "the session has no id"
-                raise UsageError(summary)
-            self._sessions[session.id] = session
-            if self._prober is None:
-                self._prober = threading.Thread(target=self._probe, name="session-health", daemon=True)
-                self._prober.start()
-            self._changed.notify_all()
-
-    def _remove(self, session: ClientSession) -> None:
-        with self._changed:
-            if self._sessions.get(session.id) is session:
-                del self._sessions[session.id]
-            self._changed.notify_all()
-
-    def _probe(self) -> None:
-        """Ask every session for a sign of life; one that fails twice in a row is closed."""
-        failures: dict[str, int] = {}
-        while not self._closing.wait(_PROBE_EVERY_S):
-            with self._changed:
-                sessions = [s for s in self._sessions.values() if s.supports("/grpc.health.v1.Health/Check")]
-            asked = [(s, f) for s in sessions if (f := _ask_health(s)) is not None]
-            for session, future in asked:
-                try:
-                    future.result()
-                    failures.pop(session.id, None)
-                except (grpc.RpcError, grpc.FutureCancelledError) as exc:
-                    failures[session.id] = failures.get(session.id, 0) + 1
-                    _log.debug("session %s: health: %s", session.id, exc)
-                    if failures[session.id] >= _PROBE_FAILURES:
-                        _log.info("session %s does not answer: closed", session.id)
-                        session.close()
-            failures = {k: v for k, v in failures.items() if any(s.id == k for s in sessions)}
-
-
-def _ask_health(session: ClientSession) -> Any:
-    try:
-        channel: Any = session.channel
-        return channel.unary_unary("/grpc.health.v1.Health/Check").future(b"", timeout=_PROBE_TIMEOUT_S)
-    except ValueError:  # the channel was closed meanwhile
-        return None
-
-
-def _receive(peer: socket.socket) -> bytes:
-    try:
-        return peer.recv(_BLOCK)
-    except OSError:
-        return b""
-
-
-def _copy_in(incoming: Iterator[bytes], peer: socket.socket) -> None:
-    try:
-        for data in incoming:
-            peer.sendall(data)
-    except (OSError, grpc.RpcError, Cancelled) as exc:
-        _log.debug("session stream: %s", exc)
-    except Exception as exc:  # noqa: BLE001 - grpcio raises a plain Exception when the client vanishes
-        _log.debug("session stream: %s", exc)
-    with contextlib.suppress(OSError):
-        peer.shutdown(socket.SHUT_RDWR)

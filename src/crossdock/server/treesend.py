@@ -8,19 +8,22 @@ from __future__ import annotations
 import os
 import posixpath
 import queue
-from typing import TYPE_CHECKING, Any
-
-import grpc
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from crossdock.buildkit.proto import stat_pb2, wire_pb2
+from crossdock.buildkit.rpc.messages import prefixed
+from crossdock.buildkit.rpc.status import RpcError
 from crossdock.buildkit.session.tree import GO_TYPE_MASK, go_mode, walk_tree
-from crossdock.errors import ExportError
+from crossdock.errors import CrossdockError, ExportError
 from crossdock.server.streams import session_failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from crossdock.buildkit.rpc.channel import Call
     from crossdock.cancel import CancelToken
     from crossdock.server.sessions import ClientSession
 
@@ -28,6 +31,8 @@ __all__ = ["send_tree"]
 
 _METHOD = "/moby.filesync.v1.FileSend/DiffCopy"
 _CHUNK = 1 << 20
+#: bytes of packets sent together
+_BATCH = 128 * 1024
 _DIRECTORY_MODE = 0o40755
 _STAT, _REQ, _DATA, _FIN, _ERR = (
     wire_pb2.Packet.PACKET_STAT,
@@ -55,27 +60,20 @@ def send_tree(
     if not session.supports(_METHOD):
         summary = "the client takes no files: it offers no FileSend service"
         raise ExportError(summary)
-    stub: Any = session.channel.stream_stream(
-        _METHOD,
-        request_serializer=wire_pb2.Packet.SerializeToString,
-        response_deserializer=wire_pb2.Packet.FromString,
-    )
-    sender = _Sender(roots, fixed_ns, on_bytes)
     metadata = (
         ("buildkit-attachable-exporter-id", str(number)),
         # All platforms come in one transfer, which a client that mirrors must know.
         ("buildkit-exporter-multi-platform", "1"),
     )
-    try:
-        call = stub(sender.packets(), metadata=metadata)
-    except ValueError as exc:
-        lost = session.lost("sending files")
-        raise lost from exc
+    call = session.start(_METHOD, metadata)
+    sender = _Sender(call, roots, fixed_ns, on_bytes)
+    thread = threading.Thread(target=sender.run, name="tree-send", daemon=True)
+    thread.start()
     try:
         with cancel.waking(call.cancel):
-            for packet in call:
-                sender.take(packet)
-    except grpc.RpcError as exc:
+            for message in call.messages():
+                sender.take(wire_pb2.Packet.FromString(message))
+    except RpcError as exc:
         cancel.check()
         if sender.failure is not None:
             raise sender.failure from exc
@@ -84,23 +82,31 @@ def send_tree(
     finally:
         sender.stop()
         call.cancel()
+        thread.join()
     if sender.failure is not None:
         raise sender.failure
 
 
 class _Sender:
-    """Yields packets in gRPC's sending thread; what the client says comes from the calling thread."""
+    """Sends packets from a thread of its own; what the client says comes from the calling thread."""
 
     def __init__(
-        self, roots: Sequence[tuple[str, Path]], fixed_ns: int | None, on_bytes: Callable[[int], None]
+        self,
+        call: Call,
+        roots: Sequence[tuple[str, Path]],
+        fixed_ns: int | None,
+        on_bytes: Callable[[int], None],
     ) -> None:
+        self._call = call
         self._roots = roots
         self._fixed_ns = fixed_ns
         self._on_bytes = on_bytes
         self._requests: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         #: id -> path of files not yet asked for
         self._files: dict[int, str] = {}
-        self.failure: ExportError | None = None
+        #: packets to be sent together
+        self._batch = bytearray()
+        self.failure: CrossdockError | None = None
 
     def take(self, packet: wire_pb2.Packet) -> None:
         """Note what the client wants. Raises: ExportError when it gives up."""
@@ -110,29 +116,53 @@ class _Sender:
             self._requests.put(None)
         elif packet.type == _ERR:
             summary = f"the client failed while receiving files: {packet.data.decode(errors='replace')}"
-            self.failure = ExportError(summary)
-            raise self.failure
+            raise ExportError(summary)
 
     def stop(self) -> None:
         """End the sending thread."""
         self._requests.put(None)
 
-    def packets(self) -> Iterator[wire_pb2.Packet]:
-        """Yield everything to send."""
+    def run(self) -> None:
+        """Send everything; what goes wrong here is kept in :attr:`failure`."""
         try:
-            for number, (stat, path) in enumerate(self._entries()):
-                if not stat.mode & GO_TYPE_MASK and not stat.linkname:
-                    self._files[number] = path
-                yield wire_pb2.Packet(type=_STAT, stat=stat)
-                while not self._requests.empty() and (wanted := self._requests.get()) is not None:
-                    yield from self._file(wanted)
-            yield wire_pb2.Packet(type=_STAT)
-            while (wanted := self._requests.get()) is not None:
-                yield from self._file(wanted)
-            yield wire_pb2.Packet(type=_FIN)
-        except (OSError, ExportError) as exc:
-            self.failure = exc if isinstance(exc, ExportError) else ExportError(f"cannot send files: {exc}")
-            yield wire_pb2.Packet(type=_ERR, data=str(self.failure).encode())
+            self._send_all()
+        except (OSError, CrossdockError) as exc:
+            self.failure = (
+                exc if isinstance(exc, CrossdockError) else ExportError(f"cannot send files: {exc}")
+            )
+            with suppress(RpcError):
+                self._put(wire_pb2.Packet(type=_ERR, data=str(self.failure).encode()))
+                self._flush()
+                self._call.end()
+        except RpcError:
+            return  # the reading side learns how the call ended
+
+    def _send_all(self) -> None:
+        for number, (stat, path) in enumerate(self._entries()):
+            if not stat.mode & GO_TYPE_MASK and not stat.linkname:
+                self._files[number] = path
+            self._put(wire_pb2.Packet(type=_STAT, stat=stat))
+            while not self._requests.empty() and (wanted := self._requests.get()) is not None:
+                self._file(wanted)
+        self._put(wire_pb2.Packet(type=_STAT))
+        self._flush()
+        while (wanted := self._requests.get()) is not None:
+            self._file(wanted)
+            if self._requests.empty():
+                self._flush()
+        self._put(wire_pb2.Packet(type=_FIN))
+        self._flush()
+        self._call.end()
+
+    def _put(self, packet: wire_pb2.Packet) -> None:
+        self._batch += prefixed(packet.SerializeToString())
+        if len(self._batch) >= _BATCH:
+            self._flush()
+
+    def _flush(self) -> None:
+        batch, self._batch = self._batch, bytearray()
+        if batch:
+            self._call.send_raw(batch)
 
     def _entries(self) -> Iterator[tuple[stat_pb2.Stat, str]]:
         for folder, root in sorted(self._roots):
@@ -149,13 +179,13 @@ class _Sender:
                         stat.linkname = posixpath.join(folder, stat.linkname)
                 yield stat, path
 
-    def _file(self, number: int) -> Iterator[wire_pb2.Packet]:
+    def _file(self, number: int) -> None:
         path = self._files.pop(number, None)
         if path is None:
             summary = f"the client asked for file {number}, which it was not offered"
             raise ExportError(summary)
         with open(path, "rb", buffering=0) as file:
             while data := file.read(_CHUNK):
-                yield wire_pb2.Packet(type=_DATA, ID=number, data=data)
+                self._put(wire_pb2.Packet(type=_DATA, ID=number, data=data))
                 self._on_bytes(len(data))
-        yield wire_pb2.Packet(type=_DATA, ID=number)
+        self._put(wire_pb2.Packet(type=_DATA, ID=number))
