@@ -142,17 +142,18 @@ def _entries(path: Path) -> dict[str, tuple[object, ...]]:
     return found
 
 
-@pytest.fixture(params=["docker_engine", "docker_engine_containerd"], ids=["20.10", "26.1"])
+@pytest.fixture(params=["docker_engine", "docker_engine_containerd"], ids=["20.10", "26.1"], scope="session")
+def engine(request: pytest.FixtureRequest) -> services.DockerEngine:
+    """One of the Engines."""
+    found: services.DockerEngine = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
 def pair(
-    request: pytest.FixtureRequest, shared_crossdock: Crossdock, base: BaseImages, tmp_path: Path
+    engine: services.DockerEngine, shared_crossdock: Crossdock, base: BaseImages, tmp_path: Path
 ) -> Pair:
     """A project folder, the command and one Engine."""
     folder = tmp_path / "context"
     folder.mkdir()
-    return Pair(
-        shared_crossdock,
-        request.getfixturevalue(request.param),
-        folder,
-        base.index,
-        request.param == "docker_engine",
-    )
+    return Pair(shared_crossdock, engine, folder, base.index, engine.version == "20.10")

@@ -27,7 +27,7 @@ FROM one as two
 """
 
 
-@pytest.fixture(params=["docker_engine", "docker_engine_containerd"], ids=["20.10", "26.1"])
+@pytest.fixture(params=["docker_engine", "docker_engine_containerd"], ids=["20.10", "26.1"], scope="session")
 def engine(request: pytest.FixtureRequest) -> services.DockerEngine:
     found: services.DockerEngine = request.getfixturevalue(request.param)
     return found
