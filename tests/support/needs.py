@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import idmap
+import objectstores
 import privateapt
 import services
 
@@ -163,6 +164,22 @@ def _dockercli() -> Missing | None:
     return _fetched(lambda: services.engine_folder("26.1"))
 
 
+def _moto() -> Missing | None:
+    return _stores(objectstores.check_moto)
+
+
+def _azurite() -> Missing | None:
+    return _stores(objectstores.azurite) or _stores(objectstores.check_azure)
+
+
+def _stores(look: Callable[[], object]) -> Missing | None:
+    try:
+        look()
+    except objectstores.MissingError as error:
+        return Missing(str(error))
+    return None
+
+
 PROBES: dict[str, Callable[[], Missing | None]] = {
     "root": _root,
     "user": _user,
@@ -187,6 +204,8 @@ PROBES: dict[str, Callable[[], Missing | None]] = {
     "docker": _docker,
     "docker26": _docker26,
     "dockercli": _dockercli,
+    "moto": _moto,
+    "azurite": _azurite,
 }
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from support.cli import Crossdock, Ran
@@ -67,16 +68,30 @@ class Builder:
         """Run any command with a store."""
         return self.crossdock(*args, env={"CROSSDOCK_ROOT": str(self.root(store))}).ok()
 
-    def try_(self, store: str, context: Path, *args: str | Path, dest: Path | None = None) -> Ran:
+    def try_(
+        self,
+        store: str,
+        context: Path,
+        *args: str | Path,
+        dest: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Ran:
         """Build; it may fail."""
         output = ("-o", f"type=oci,dest={dest},name=x") if dest is not None else ()
         return self.crossdock(
             "build", "--progress=plain", context, *output, *args,
-            env={"CROSSDOCK_ROOT": str(self.root(store))},
+            env={**(env or {}), "CROSSDOCK_ROOT": str(self.root(store))},
         )  # fmt: skip
 
-    def __call__(self, store: str, context: Path, *args: str | Path, dest: Path | None = None) -> Ran:
-        return self.try_(store, context, *args, dest=dest).ok()
+    def __call__(
+        self,
+        store: str,
+        context: Path,
+        *args: str | Path,
+        dest: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> Ran:
+        return self.try_(store, context, *args, dest=dest, env=env).ok()
 
 
 def swap_diff_ids(layout: Path) -> None:

@@ -64,6 +64,8 @@ class Backend(Protocol):
     repositories: tuple[str, ...]
     #: whether layers that the cache lists may be gone
     checks_layers: bool
+    #: layers sent at once
+    senders: int
 
     def load(self, cancel: CancelToken) -> Stored | None:
         """Return what is there, ``None`` when there is nothing."""

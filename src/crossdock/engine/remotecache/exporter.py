@@ -50,7 +50,6 @@ __all__ = ["CacheExporter", "Solved"]
 
 # Each layer is compressed by several threads already.
 _COMPRESSING = 2
-_SENDING = 4
 _ATTEMPTS = 8
 _RETRY_S = 0.1
 _PARTS_MISSING = frozenset({"MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN", "MANIFEST_UNKNOWN", "MANIFEST_INVALID"})
@@ -191,7 +190,7 @@ class CacheExporter:
             with report.stage(f"writing layer {layer.descriptor.digest}"):
                 backend.write_blob(layer, report, cancel)
 
-        run_parallel(write, ordered, workers=_SENDING, cancel=self._context.cancel)
+        run_parallel(write, ordered, workers=backend.senders, cancel=self._context.cancel)
         for blob in own.layers:
             self._context.store.layers.add_repositories(blob, backend.repositories)
 
@@ -256,7 +255,7 @@ class CacheExporter:
         def there(digest: Digest, cancel: CancelToken) -> bool:
             return backend.is_there(config.layers[digest], cancel)
 
-        found = run_parallel(there, others, workers=_SENDING, cancel=self._context.cancel)
+        found = run_parallel(there, others, workers=backend.senders, cancel=self._context.cancel)
         return {digest for digest, here in zip(others, found, strict=True) if not here}
 
 

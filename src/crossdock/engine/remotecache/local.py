@@ -43,6 +43,7 @@ class LocalBackend:
     """The cache under one tag of a layout."""
 
     title = "exporting cache to client directory"
+    senders = 4
     checks_layers = True
     repositories: tuple[str, ...] = ()
 

@@ -46,6 +46,7 @@ class RegistryBackend:
 
     title = "exporting cache to registry"
     #: a manifest's layers are there: registries see to that
+    senders = 4
     checks_layers = False
 
     def __init__(self, attrs: Mapping[str, str], around: Surroundings, *, exported: bool) -> None:
