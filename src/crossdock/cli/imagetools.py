@@ -111,9 +111,23 @@ def _templated(client: RegistryClient, source: Source, form: str, name: str) -> 
     data = Struct(
         Name=name,
         Manifest=_capitalised(manifest),
-        Image=configs if len(configs) != 1 else next(iter(configs.values())),
+        Image=_only(configs),
+        **_attestations(client, source, form),
     )
     return Template(form, {"json": _pretty}).render(data)
+
+
+def _attestations(client: RegistryClient, source: Source, form: str) -> dict[str, Any]:
+    """Return what attestations say, as far as the template asks for it: they can be large."""
+    from crossdock.imagetools.attestations import image_provenance, image_sboms
+
+    readers = {"Provenance": image_provenance, "SBOM": image_sboms}
+    return {name: _only(read(client, source)) for name, read in readers.items() if f".{name}" in form}
+
+
+def _only(by_platform: dict[str, Any]) -> Any:
+    """Return the value of the only platform, else all of them."""
+    return by_platform if len(by_platform) != 1 else next(iter(by_platform.values()))
 
 
 class _Shown(dict[str, Any]):
