@@ -223,6 +223,30 @@ class TestGit:
         project.run(None, context=f"{url}/outer.git?submodules=false").ok()
         assert names(project) == [".gitmodules", "Dockerfile"]
 
+    def test_the_epoch_may_be_that_of_a_source(
+        self, project: Project, served: tuple[Path, str], tmp_path: Path
+    ) -> None:
+        www, url = served
+        text = "FROM $base\nARG SOURCE_DATE_EPOCH\nRUN echo $SOURCE_DATE_EPOCH > /epoch\n".replace(
+            "$base", project.base
+        )
+        make_repository(tmp_path / "repo", {"Dockerfile": text}, www / "r.git")
+        committed = git("log", "-1", "--format=%ct", cwd=tmp_path / "repo")
+        epoch = ("--build-arg", "SOURCE_DATE_EPOCH=context")
+        project.run(None, *epoch, context=f"{url}/r.git").ok()
+        assert project.read("epoch").strip() == committed
+        (www / "file").write_text("x")
+        os.utime(www / "file", (1_234_567_890, 1_234_567_890))
+        project.run(text, "--build-arg", "SOURCE_DATE_EPOCH=web", "--build-context", f"web={url}/file").ok()
+        assert project.read("epoch") == "1234567890\n"
+        project.run(
+            text.replace("FROM", f"FROM scratch AS stamp\nADD {url}/file /\nFROM", 1),
+            "--build-arg", "SOURCE_DATE_EPOCH=stamp",
+        ).ok()  # fmt: skip
+        assert project.read("epoch") == "1234567890\n"
+        project.run(text, *epoch).ok()
+        assert project.read("epoch") == "\n"
+
     def test_over_ssh_with_the_agent_and_the_user_s_known_hosts(
         self, project: Project, tmp_path: Path
     ) -> None:

@@ -31,12 +31,14 @@ if TYPE_CHECKING:
     from crossdock.builders.embedded.inputs import Inputs
     from crossdock.builders.embedded.settings import StepSettings
     from crossdock.builders.request import BuildRequest
+    from crossdock.builds.times import EngineTimes
     from crossdock.cancel import CancelToken
     from crossdock.dockerfile.convert.options import ConvertOptions, PlatformResult
     from crossdock.dockerfile.lint import LintWarning
     from crossdock.engine.cache.refs import Ref
     from crossdock.engine.exporters.attestation import Attestation
     from crossdock.engine.exporters.model import ExporterSpec, ExportResult
+    from crossdock.engine.facade import FileInfo
     from crossdock.image.digest import Digest
     from crossdock.llb.graph import Output
     from crossdock.progress.events import EventSink
@@ -244,7 +246,23 @@ class _Build:
         from crossdock.dockerfile.parser import parse
 
         dockerfile = parse(self._dockerfile, self._name)
-        return convert(dockerfile, options, images=self._images, context=self._files, warn=self._warn)
+        return convert(
+            dockerfile,
+            options,
+            images=self._images,
+            context=self._files,
+            warn=self._warn,
+            sources=self._times(),
+        )
+
+    def _times(self) -> EngineTimes:
+        """Return what tells the times of sources, when the epoch is no number."""
+        from crossdock.builds.times import EngineTimes
+
+        return EngineTimes(self._solve_one, self._list_result)
+
+    def _list_result(self, ref: Ref, path: str) -> list[FileInfo] | None:
+        return self._engine.read_dir(ref, path, cancel=self._cancel, sink=self._keeper)
 
     def _solve_and_export(
         self, results: Sequence[PlatformResult], specs: Sequence[ExporterSpec], options: ConvertOptions
@@ -373,6 +391,7 @@ class _Build:
             options,
             images=self._images,
             context=self._files,
+            sources=self._times(),
         )
         metadata = {key: value.decode() for key, value in found.metadata().items()}
         return BuildResult(metadata=metadata, warnings=tuple(self._keeper.warnings))
