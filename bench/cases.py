@@ -184,22 +184,22 @@ def large_base(bench: Bench) -> str:
 
 
 CASES: Sequence[Case] = (
-    Case(name="cached", title="cached two-platform rebuild, push", goal=1.5, prepare=demo, runs=11),
-    Case(name="no-cache", title="the same with --no-cache", goal=0.8, prepare=demo_no_cache, runs=7),
+    Case(name="cached", title="cached two-platform rebuild, push", goal=1.0, prepare=demo, runs=11),
+    Case(name="no-cache", title="the same with --no-cache", goal=0.5, prepare=demo_no_cache, runs=7),
     Case(
         name="files",
         title=f"{FILES:,} files into one layer, push",
-        goal=0.5,
+        goal=0.3,
         prepare=many_files,
         cold=True,
         warm_up=False,
         runs=5,
     ),
-    Case(name="chain", title="40-step RUN chain", goal=0.5, prepare=run_chain, runs=5),
+    Case(name="chain", title="40-step RUN chain", goal=0.35, prepare=run_chain, runs=5),
     Case(
         name="cold-base",
         title="cold pull and unpack of a large base",
-        goal=1.0,
+        goal=0.6,
         prepare=cold_base,
         cold=True,
         warm_up=False,

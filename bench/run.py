@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 README = Path(__file__).resolve().parent / "README.md"
 _BEGIN, _END = "<!-- results: begin -->", "<!-- results: end -->"
-MEMORY_GOAL_MB = 200
+MEMORY_GOAL_MB = 150
 
 
 def main() -> int:
