@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from crossdock.builders.embedded.inputs import Inputs
     from crossdock.builders.request import BuildRequest
-    from crossdock.builds.attest import AttestRequests, BuildAttestations, Target
+    from crossdock.builds.attest import AttestRequests, BuildAttestations, BuildFacts, Target
     from crossdock.builds.images import EngineImages
     from crossdock.cancel import CancelToken
     from crossdock.dockerfile.convert.options import PlatformResult
@@ -135,7 +135,7 @@ class BuildAttests:
 
         return AttestRequests(ProvenanceOptions(mode=self._metadata_mode), None)
 
-    def _facts(self, dockerfile: str) -> Any:
+    def _facts(self, dockerfile: str) -> BuildFacts:
         from crossdock._version import __version__
         from crossdock.builds.attest import BuildFacts
         from crossdock.image.platform import local_platform
@@ -146,6 +146,11 @@ class BuildAttests:
             local = [name for name in local if name != "context"]
         if self._request.dockerfile_text is not None:
             local = [name for name in local if name != "dockerfile"]
+        definition = None
+        if "dockerfile" in local:
+            from crossdock.dockerfile.contexts import definition_source
+
+            definition = definition_source(dockerfile)
         return BuildFacts(
             frontend="dockerfile.v0",
             attrs=self._attributes(dockerfile),
@@ -154,6 +159,7 @@ class BuildAttests:
             resolved=self._images.resolved,
             also=self._read_first,
             locals=local,
+            definition=definition,
             builder_platform=local_platform(),
             builder_version=__version__,
         )

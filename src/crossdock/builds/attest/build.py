@@ -196,7 +196,7 @@ class BuildAttestations:
         internal = made["buildDefinition"]["internalParameters"]
         made["buildDefinition"]["internalParameters"] = {"buildConfig": steps.config(), **internal}
         own = made["runDetails"]["metadata"]["buildkit_metadata"]
-        source = steps.source()
+        source = steps.source(self._facts.definition)
         if source is not None:
             own["source"] = source
         chains = layer_chains(steps, outputs, self._blobs(outputs, layers))

@@ -65,6 +65,8 @@ class BuildFacts(NamedTuple):
     also: Sequence[Output] = ()
     #: local directories read without a vertex
     locals: Sequence[str] = ()
+    #: where the Dockerfile comes from, as a graph would have it
+    definition: Output | None = None
     #: the machine's own
     builder_platform: Platform | None = None
     #: version of the frontend

@@ -52,8 +52,11 @@ class BuildSteps:
             "digestMapping": {digest: f"step{names[digest]}" for digest in sorted(names)},
         }
 
-    def source(self) -> _Json | None:
-        """Return the source files and where in them each step is; ``None`` when nothing is known of that."""
+    def source(self, definition: Output | None = None) -> _Json | None:
+        """Return the source files and where in them each step is; ``None`` when nothing is known of that.
+
+        ``definition`` is what the first file was read from.
+        """
         files: dict[SourceFile, int] = {}
         locations: _Json = {}
         for n, node in enumerate(self._nodes):
@@ -62,17 +65,17 @@ class BuildSteps:
                 locations[f"step{n}"] = {"locations": [_location(node.source, index)]}
         if not files:
             return None
-        return {
-            "locations": dict(sorted(locations.items())),
-            "infos": [
-                {
-                    "filename": file.name,
-                    "language": "Dockerfile",
-                    "data": _base64(file.text.encode("utf-8", "surrogateescape")),
-                }
-                for file in files
-            ],
-        }
+        infos: list[_Json] = [
+            {
+                "filename": file.name,
+                "language": "Dockerfile",
+                "data": _base64(file.text.encode("utf-8", "surrogateescape")),
+            }
+            for file in files
+        ]
+        if definition is not None:
+            infos[0].update(BuildSteps(definition).config())
+        return {"locations": dict(sorted(locations.items())), "infos": infos}
 
     def _step(self, number: int, node: Node) -> _Json:
         step: _Json = {"id": f"step{number}", "op": _op(node)}
