@@ -37,9 +37,10 @@ def implied_ssh(context: str, given: tuple[str, ...]) -> tuple[str, ...]:
     return ("default",)
 
 
-def agent_sockets(specs: Sequence[str], stack: ExitStack) -> dict[str, Path]:
+def agent_sockets(specs: Sequence[str], stack: ExitStack, *, folder: Path | None = None) -> dict[str, Path]:
     """Read ``--ssh`` values, ``default`` or ``id[=socket | =key[,key…]]``; agents started here end with ``stack``.
 
+    ``folder`` is where their sockets are made; the default is the system's folder for temporary files.
     Raises: UsageError when there is no agent, or a key cannot be used; SandboxError when ssh-agent is not installed.
     """
     out: dict[str, Path] = {}
@@ -50,11 +51,11 @@ def agent_sockets(specs: Sequence[str], stack: ExitStack) -> dict[str, Path]:
             summary = f"--ssh {spec}: {name} is given twice"
             raise UsageError(summary)
         paths = [path for path in value.split(",") if path] or [os.environ.get("SSH_AUTH_SOCK", "")]
-        out[name] = _agent(spec, paths, stack)
+        out[name] = _agent(spec, paths, stack, folder)
     return out
 
 
-def _agent(spec: str, paths: list[str], stack: ExitStack) -> Path:
+def _agent(spec: str, paths: list[str], stack: ExitStack, folder: Path | None) -> Path:
     if not paths[0]:
         summary = f"--ssh {spec}: SSH_AUTH_SOCK is not set"
         raise UsageError(summary, hint="start an agent with ssh-agent, or give --ssh default=SOCKET")
@@ -70,14 +71,16 @@ def _agent(spec: str, paths: list[str], stack: ExitStack) -> Path:
             what = "is neither a socket nor a key file" if path.exists() else "does not exist"
             summary = f"--ssh {spec}: {path} {what}"
             raise UsageError(summary)
-    return stack.enter_context(_own_agent(spec, found))
+    return stack.enter_context(_own_agent(spec, found, folder))
 
 
 @contextmanager
-def _own_agent(spec: str, keys: list[Path]) -> Iterator[Path]:
+def _own_agent(spec: str, keys: list[Path], parent: Path | None) -> Iterator[Path]:
     """Run an agent that knows ``keys``."""
     # The path of a socket has 107 bytes at most.
-    where = "/tmp" if len(os.fsencode(tempfile.gettempdir())) > _MAX_FOLDER_BYTES else None  # noqa: S108
+    where = os.fspath(parent) if parent is not None else tempfile.gettempdir()
+    if len(os.fsencode(where)) > _MAX_FOLDER_BYTES:
+        where = "/tmp"  # noqa: S108
     with tempfile.TemporaryDirectory(prefix="crossdock-ssh-", dir=where) as folder:
         socket = Path(folder) / "agent"
         # ssh-agent becomes the command, and the agent its child, which ends when the command does. The command

@@ -132,8 +132,11 @@ def _agents(request: BuildRequest, stack: ExitStack) -> Mapping[str, Path]:
     if not request.ssh and "@" not in request.context and not request.context.startswith("ssh://"):
         return {}
     from crossdock.builders.agents import agent_sockets, implied_ssh
+    from crossdock.engine.sandbox.worker import current_worker
 
-    return agent_sockets(implied_ssh(request.context, request.ssh), stack)
+    worker = current_worker()  # its folder is gone with it, however it ends
+    folder = worker.run_dir if worker is not None else None
+    return agent_sockets(implied_ssh(request.context, request.ssh), stack, folder=folder)
 
 
 def _layouts(inputs: Inputs) -> dict[str, Callable[[Digest], BinaryIO]]:
@@ -292,7 +295,7 @@ class _Build:
         refs = solved[: len(outputs)]
         attestations = self._attests.make(solved[len(outputs) :])
         exported = self._export(results, refs, specs, options, attestations) if specs else None
-        self._metadata.update(self._caches.export(refs, results[0].epoch))
+        self._metadata.update(self._caches.export(refs, outputs, results[0].epoch))
         self._metadata.update(self._attests.metadata(multi_platform=options.multi_platform))
         return exported
 
