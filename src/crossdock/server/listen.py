@@ -98,6 +98,7 @@ class Listeners:
     def __init__(self) -> None:
         self._sockets: list[tuple[socket.socket, ssl.SSLContext | None]] = []
         self._paths: list[Path] = []
+        self._closed = False
         # Guards _connections.
         self._lock = threading.Lock()
         self._connections: set[Server] = set()
@@ -128,6 +129,7 @@ class Listeners:
 
     def close(self) -> None:
         """Take no new connections, remove sockets; idempotent."""
+        self._closed = True
         for listener, _ in self._sockets:
             with contextlib.suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)
@@ -149,15 +151,19 @@ class Listeners:
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
             _remove_stale(path)
+            # Bound beside its place and renamed once it listens: whoever sees the socket can connect.
+            unready = path.with_name(f".{path.name}.{os.getpid()}")
+            unready.unlink(missing_ok=True)
             listener = socket.socket(socket.AF_UNIX)
             before = os.umask(_UMASK)
             try:
-                listener.bind(os.fspath(path))
+                listener.bind(os.fspath(unready))
             finally:
                 os.umask(before)
             if gid is not None:
-                os.chown(path, -1, gid)
+                os.chown(unready, -1, gid)
             listener.listen(_BACKLOG)
+            unready.rename(path)
         except OSError as exc:
             summary = f"cannot listen on {path}: {exc.strerror or exc}"
             raise UsageError(summary, hint="choose another address with --addr") from exc
@@ -200,7 +206,7 @@ class Listeners:
             except ConnectionError:
                 continue
             except OSError as exc:
-                if listener.fileno() < 0:
+                if self._closed:
                     return
                 _log.warning("cannot take a connection: %s", exc)
                 time.sleep(_PAUSE_S)
