@@ -103,6 +103,12 @@ def definition(output: Output | None) -> ops_pb2.Definition:
     return ops_pb2.Definition.FromString(encode_definition(marshal(output)))
 
 
+def raw_definition(ops: Sequence[bytes]) -> ops_pb2.Definition:
+    made = ops_pb2.Definition()
+    getattr(made, "def").extend(ops)
+    return made
+
+
 def made_file(text: bytes = b"x") -> Output:
     action = FileAction(action=FileActionMkFile(path="/file", data=text), input=-1, output=0)
     return Output(Node(FileOp((action,))))
@@ -114,12 +120,12 @@ def copied(source: Output) -> Output:
 
 
 def code(error: grpc.RpcError) -> str:
-    name: str = error.code().name  # type: ignore[attr-defined]
+    name: str = error.code().name
     return name
 
 
 def text(error: grpc.RpcError) -> str:
-    return str(error.details())  # type: ignore[attr-defined]
+    return str(error.details())
 
 
 class TestSolve:
@@ -139,8 +145,8 @@ class TestSolve:
         [
             ({"Ref": ""}, "no reference"),
             ({"Frontend": "nope"}, "invalid frontend"),
-            ({"Definition": ops_pb2.Definition(**{"def": [b"\xff\xff\xff"]})}, "malformed"),
-            ({"Definition": ops_pb2.Definition(**{"def": [b""]})}, "malformed"),
+            ({"Definition": raw_definition([b"\xff\xff\xff"])}, "malformed"),
+            ({"Definition": raw_definition([b""])}, "malformed"),
             ({"Frontend": "gateway.v0"}, "no source specified"),
             ({"Frontend": "dockerfile.v0", "FrontendAttrs": {"platform": "a/b/c/d"}}, "a/b/c/d"),
             ({"Frontend": "dockerfile.v0", "FrontendAttrs": {"frontend.caps": "x.y"}}, "x.y"),
@@ -175,7 +181,7 @@ class TestSolve:
         pb = definition(copied(made_file()))
         # The last op names the result; let it name itself by leaving the rest out.
         del pb.metadata[next(iter(pb.metadata))]
-        broken = ops_pb2.Definition(**{"def": [getattr(pb, "def")[-1]]})
+        broken = raw_definition([getattr(pb, "def")[-1]])
         assert "missing" in text(client.failure(Definition=broken))
 
     def test_an_unknown_field_of_an_op_is_unimplemented(self, client: Client) -> None:
@@ -186,7 +192,7 @@ class TestSolve:
 
         digest = "sha256:" + hashlib.sha256(op).hexdigest()
         last = ops_pb2.Op(inputs=[ops_pb2.Input(digest=digest)]).SerializeToString()
-        error = client.failure(Definition=ops_pb2.Definition(**{"def": [op, last]}))
+        error = client.failure(Definition=raw_definition([op, last]))
         assert code(error) == "UNIMPLEMENTED"
         assert "2046" in text(error)
 
@@ -579,7 +585,8 @@ def test_workers_are_filtered(client: Client) -> None:
 
 
 def test_health_is_serving(client: Client) -> None:
-    check: Any = client.channel.unary_unary("/grpc.health.v1.Health/Check")
+    channel: Any = client.channel
+    check = channel.unary_unary("/grpc.health.v1.Health/Check")
     assert check(b"", timeout=10) == b"\x08\x01"
 
 
