@@ -86,7 +86,8 @@ def test_git_checkouts_and_steps_have_their_types(
     assert set(out) == {"exec.cachemount"}
 
 
-MOUNT = 'mount -t tmpfs -o size=24m,mode=700 tmpfs "$1" && shift && exec sh -c "$1" sh'
+# a namespace's root may not use what is the machine's: /run, and in /tmp what another user made there
+MOUNT = 'mount -t tmpfs tmpfs /run && mount -t tmpfs -o size=24m,mode=700 tmpfs "$1" && shift && exec sh -c "$1" sh'
 
 
 @pytest.mark.parametrize("what", ["copy", "export"])

@@ -40,6 +40,7 @@ ALLOWED = frozenset(
             "pathlib",
             "fnmatch",
             "ntpath",
+            "pwd",
             "resource",
         ),
         *(
