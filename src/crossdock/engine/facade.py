@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from crossdock.engine.facade_caches import EngineCaches
     from crossdock.engine.ops.env import OpEnv
     from crossdock.engine.remotecache.importer import ImportedCaches
+    from crossdock.engine.remotecache.mounts import MountUse
     from crossdock.engine.remotecache.spec import CacheSpec
     from crossdock.engine.sandbox.sandbox import Sandbox
     from crossdock.engine.sandbox.worker import WorkerInfo
@@ -366,22 +367,41 @@ class Engine:
         *,
         keyed: Sequence[KeyedVertex],
         results: Sequence[Ref],
+        requests: Sequence[Output | None] = (),
         sink: EventSink,
         cancel: CancelToken,
         epoch_s: int | None = None,
     ) -> dict[str, str]:
         """Export the cache of a solve; returns what the response of a build says of it.
 
+        ``requests`` are what was solved: with ``mounts=true`` the cache mounts of its steps are exported too.
         Raises: CacheError, RegistryError and their kin; StoreError, StoreFull; the token's cause.
         """
         from crossdock.engine.remotecache.exporter import Solved
 
-        solved = Solved(keyed, [ref.layers for ref in results], self._shared.keys.lookup)
+        uses: Sequence[MountUse] = ()
+        if any("mounts" in spec.attrs for spec in specs):
+            from crossdock.engine.remotecache.mounts import mounts_of
+
+            uses = mounts_of([request for request in requests if request is not None])
+        solved = Solved(keyed, [ref.layers for ref in results], self._shared.keys.lookup, uses)
         return self._cached().export(specs, solved, self._export_context(sink, cancel, epoch_s))
 
     def drop_failed_caches(self, sink: EventSink) -> bool:
         """Give up imported caches that lack what they list; false when there is none. Solve again after that."""
         return self._caches is not None and self._caches.drop_failed(sink)
+
+    def _fill_mount(
+        self, name: str, base: tuple[str, int], directory: Path, vertex: str, ctx: OpContext
+    ) -> bool:
+        """Fill a new cache mount from an imported cache; false when none has it, or what it has is damaged."""
+        from crossdock.engine.facade_caches import fill_mount
+        from crossdock.engine.remotecache.mounts import MountUse
+
+        found = self._shared.imported().find_mount(MountUse(name, *base).key)
+        return found is not None and fill_mount(
+            *found, directory, name, vertex, ctx, lenient_owner=self._single_id()
+        )
 
     def fetch_results(self, refs: Sequence[Ref], *, sink: EventSink, cancel: CancelToken) -> None:
         """Have the bytes of all layers of results. Raises: CacheError, RegistryError, StoreError and their kin."""
@@ -496,6 +516,7 @@ class Engine:
             ssh=inputs.ssh,
             allow=inputs.allow,
             lenient_owner=self._single_id(),
+            fill_mount=None if self._shared.blob_sources() is None else self._fill_mount,
             hang_deadline_s=self._options.hang_deadline_s,
             layouts=inputs.layouts,
             pins=self._shared.pins,

@@ -6,10 +6,12 @@ import os
 from typing import TYPE_CHECKING
 
 from crossdock.engine.remotecache.place import Surroundings
+from crossdock.errors import CacheError, DigestMismatch, LayerError, RegistryError
 from crossdock.progress.events import VertexWarning
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from crossdock.cancel import CancelToken
     from crossdock.engine.exporters.model import ExportContext
@@ -17,11 +19,47 @@ if TYPE_CHECKING:
     from crossdock.engine.remotecache.exporter import Solved
     from crossdock.engine.remotecache.importer import ImportedCaches
     from crossdock.engine.remotecache.spec import CacheSpec
+    from crossdock.engine.solver import OpContext
     from crossdock.engine.store import Store
+    from crossdock.image.descriptor import Descriptor
     from crossdock.progress.events import EventSink
     from crossdock.registry import RegistryClient
 
 __all__ = ["EngineCaches"]
+
+
+def fill_mount(
+    backend: Backend,
+    blob: Descriptor,
+    directory: Path,
+    name: str,
+    vertex: str,
+    ctx: OpContext,
+    *,
+    lenient_owner: bool,
+) -> bool:
+    """Fill a new cache mount; damaged content costs a warning, and the mount begins empty.
+
+    Raises: StoreFull; the token's cause.
+    """
+    import shutil
+
+    from crossdock.engine.remotecache.mounts import unpack_mount
+    from crossdock.engine.sources.transfer import Transfer
+
+    try:
+        with Transfer(ctx.sink, vertex, f"restoring cache mount {name}"):
+            unpack_mount(backend, blob, directory, lenient_owner=lenient_owner, cancel=ctx.cancel)
+    except (CacheError, RegistryError, LayerError, DigestMismatch) as exc:
+        short = f"cache mount {name} begins empty: {backend.name}: {exc.summary}"
+        ctx.sink.emit(VertexWarning(vertex=vertex, level=1, short=short))
+        for entry in directory.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        return False
+    return True
 
 
 class EngineCaches:
@@ -39,8 +77,8 @@ class EngineCaches:
         """Import caches. Raises: UsageError, NotSupported; the token's cause."""
         from crossdock.engine.remotecache.imports import import_caches
 
-        for backend, stored in import_caches(specs, self._around, sink=sink, cancel=cancel):
-            self._imported.add(backend, stored.config)
+        for backend, stored, mounts in import_caches(specs, self._around, sink=sink, cancel=cancel):
+            self._imported.add(backend, stored.config, mounts=mounts)
             self._backends.append(backend)
 
     def drop_failed(self, sink: EventSink) -> bool:

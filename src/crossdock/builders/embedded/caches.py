@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from crossdock.engine.facade import Engine
     from crossdock.engine.remotecache.spec import CacheSpec
     from crossdock.engine.solver import KeyedVertex
+    from crossdock.llb.graph import Output
     from crossdock.progress.events import EventSink
 
 __all__ = ["BuildCaches"]
@@ -82,14 +83,17 @@ class BuildCaches:
             found.setdefault(str(result.platform), []).extend(own)
         return found
 
-    def export(self, refs: Sequence[Ref], epoch_s: int | None) -> dict[str, str]:
-        """Export. Raises: CacheError, RegistryError and their kin; StoreError; the token's cause."""
+    def export(
+        self, refs: Sequence[Ref], requests: Sequence[Output | None], epoch_s: int | None
+    ) -> dict[str, str]:
+        """Export what was solved. Raises: CacheError, RegistryError and their kin; StoreError; the token's cause."""
         response: dict[str, str] = {}
         if self._exports and self.keyed is not None:
             response = self._engine.export_caches(
                 self._exports,
                 keyed=self.keyed,
                 results=refs,
+                requests=requests,
                 sink=self._sink,
                 cancel=self._cancel,
                 epoch_s=epoch_s,

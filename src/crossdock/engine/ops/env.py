@@ -6,7 +6,7 @@ The sandbox and layer contents are asked for through functions, so that a build 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from crossdock.engine.cache.layerview import LayerView
 from crossdock.engine.cache.refs import LocalTree, Ref
@@ -28,7 +28,20 @@ if TYPE_CHECKING:
     from crossdock.progress.events import EventSink
     from crossdock.secret import Secret
 
-__all__ = ["OpEnv"]
+__all__ = ["FillMount", "OpEnv"]
+
+
+class FillMount(Protocol):
+    """Fills new cache mounts."""
+
+    def __call__(
+        self, name: str, base: tuple[str, int], directory: Path, vertex: str, ctx: OpContext, /
+    ) -> bool:
+        """Fill ``directory``; ``base`` is the vertex and output that the mount starts from, or ``("", 0)``.
+
+        False when there is nothing to fill it with. Raises: StoreFull; the token's cause.
+        """
+        ...
 
 
 class OpEnv:
@@ -46,6 +59,7 @@ class OpEnv:
         ssh: Callable[[str], Path | None],
         allow: frozenset[str] = frozenset(),
         lenient_owner: bool = False,
+        fill_mount: FillMount | None = None,
         hang_deadline_s: float | None = None,
         layouts: Mapping[str, Callable[[Digest], BinaryIO]] | None = None,
         pins: MutableMapping[str, str] | None = None,
@@ -63,6 +77,8 @@ class OpEnv:
         self.allow = allow
         #: a single id: nothing can be given away
         self.lenient_owner = lenient_owner
+        #: gives a new cache mount its first content, where an imported cache has it
+        self.fill_mount = fill_mount
         self.hang_deadline_s = hang_deadline_s
         #: OCI layouts by name: functions that open a blob
         self.layouts = layouts or {}

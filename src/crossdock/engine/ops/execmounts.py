@@ -115,6 +115,13 @@ class ExecMounts:
             self._outputs[mount.output] = (base, None)
 
         def fill(directory: Path) -> None:
+            if env.fill_mount is not None:
+                source = self._op.node.inputs[mount.input] if mount.input >= 0 else None
+                start = ("", 0) if source is None else (source.node.digest, source.index)
+                if env.fill_mount(key[0], start, directory, self._op.vertex, self._ctx):
+                    return
+            if not base.layers:
+                return
             from crossdock.engine.cache.layerview import LayerView
             from crossdock.engine.ops.copytree import CopyOptions, copy_tree
             from crossdock.engine.ops.upper import Upper
@@ -133,7 +140,7 @@ class ExecMounts:
                     sharing=_SHARING[mount.cache_opt.sharing],
                     cancel=self._ctx.cancel,
                     base=key[1],
-                    fill=fill if base.layers else None,
+                    fill=fill if base.layers or env.fill_mount is not None else None,
                 )
             )
         source = self._select(path, mount)

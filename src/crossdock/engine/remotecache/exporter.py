@@ -22,6 +22,7 @@ from crossdock.engine.remotecache.config import (
     describe_layers,
     merge,
 )
+from crossdock.engine.remotecache.mounts import pack_mounts
 from crossdock.engine.remotecache.spec import INLINE, ExportOptions, make_backend
 from crossdock.engine.remotecache.times import parse_time, today, write_time
 from crossdock.errors import CacheError, CrossdockError, DigestMismatch, LayerError, RegistryError, StoreFull
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from crossdock.engine.exporters.model import ExportContext
     from crossdock.engine.exporters.report import Report
     from crossdock.engine.remotecache.backend import Backend
+    from crossdock.engine.remotecache.mounts import MountUse
     from crossdock.engine.remotecache.place import Surroundings
     from crossdock.engine.remotecache.spec import CacheSpec
     from crossdock.engine.solver import Found, KeyedVertex
@@ -63,6 +65,8 @@ class Solved(NamedTuple):
     results: Sequence[Sequence[LayerId]]
     #: looks a key up as the solver does
     lookup: Callable[[str], Found | None]
+    #: cache mounts of its steps
+    mounts: Sequence[MountUse] = ()
 
 
 class _Step(NamedTuple):
@@ -135,12 +139,30 @@ class CacheExporter:
             steps = self.steps(everything=options.max)
             layers = self._compressed(steps, options.compression, report)
             own = self._config(steps, layers)
+        sent = list(layers.values())
+        if options.mounts:
+            mounts = pack_mounts(self._solved.mounts, self._base_of, self._context, options, report)
+            sent += [mount.layer for mount in mounts]
+            own = CacheConfig(
+                merge(own.records, to_records([mount.known for mount in mounts])),
+                {**own.layers, **{mount.layer.descriptor.digest: mount.layer.descriptor for mount in mounts}},
+            )
         if not own.layers:
             report.note("skipping cache export for empty result")
             return {}
-        self._write_layers(backend, own, layers, report)
+        self._write_layers(backend, own, sent, report)
         with backend.lock(self._context.cancel):
             return self._merge(backend, own, options, report)
+
+    def _base_of(self, use: MountUse) -> Sequence[LayerId] | None:
+        """Return the layers that a cache mount starts from; ``None`` when that file system is not known."""
+        if not use.base:
+            return ()
+        for keyed in self._solved.keyed:
+            if keyed.vertex.partition("!")[0] == use.base:
+                outputs = self._outputs(keyed.canonical)
+                return outputs[use.output].layers if outputs is not None else None
+        return None
 
     def _compressed(
         self, steps: Sequence[_Step], compression: Compression, report: Report
@@ -181,9 +203,9 @@ class CacheExporter:
         return CacheConfig(to_records(known), {x.descriptor.digest: x.descriptor for x in layers.values()})
 
     def _write_layers(
-        self, backend: Backend, own: CacheConfig, layers: Mapping[LayerId, LayerToWrite], report: Report
+        self, backend: Backend, own: CacheConfig, layers: Sequence[LayerToWrite], report: Report
     ) -> None:
-        unique = {layer.descriptor.digest: layer for layer in layers.values()}
+        unique = {layer.descriptor.digest: layer for layer in layers}
         ordered = sorted(unique.values(), key=lambda layer: -layer.descriptor.size)
 
         def write(layer: LayerToWrite, cancel: CancelToken) -> None:

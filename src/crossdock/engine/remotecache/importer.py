@@ -35,6 +35,8 @@ class _Cache(NamedTuple):
     backend: Backend
     lookup: CacheIndex
     config: CacheConfig
+    #: whether it is to give cache mounts too
+    mounts: bool
 
 
 class ImportedCaches:
@@ -53,9 +55,9 @@ class ImportedCaches:
         #: the caches they are from
         self._origin: dict[str, Backend] = {}
 
-    def add(self, backend: Backend, config: CacheConfig) -> None:
-        """Take a cache in, after those that are there."""
-        cache = _Cache(backend, CacheIndex(config.records), config)
+    def add(self, backend: Backend, config: CacheConfig, *, mounts: bool = False) -> None:
+        """Take a cache in, after those that are there; with ``mounts`` also for new cache mounts."""
+        cache = _Cache(backend, CacheIndex(config.records), config, mounts)
         with self._lock:
             self._caches.append(cache)
 
@@ -77,6 +79,15 @@ class ImportedCaches:
                         return Found(name, refs)
                     best = best or name
             return None if best is None else Found(best, None)
+
+    def find_mount(self, key: str) -> tuple[Backend, Descriptor] | None:
+        """Return where a cache mount's content is, ``None`` when no cache has it."""
+        with self._lock:
+            for cache in self._caches:
+                outputs = cache.lookup.outputs(key) if cache.mounts else None
+                if outputs is not None and outputs[0].blobs:
+                    return cache.backend, cache.config.layers[outputs[0].blobs[0]]
+        return None
 
     def drop_failed(self) -> list[tuple[str, str]]:
         """Give up the caches that did not keep what they promised, and what they gave; returns names and reasons."""

@@ -10,6 +10,7 @@ from crossdock.cancel import CancelToken
 from crossdock.engine.exporters.report import reported
 from crossdock.engine.remotecache.spec import make_backend
 from crossdock.errors import CacheError, CrossdockError
+from crossdock.layers.compression import parse_bool
 from crossdock.progress.events import VertexWarning
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class _Loading:
 
     def __init__(self, spec: CacheSpec, around: Surroundings, sink: EventSink, cancel: CancelToken) -> None:
         self.backend = make_backend(spec, around, exported=False)
+        self.mounts = parse_bool("mounts", spec.attrs.get("mounts", "false"))
         self.stored: Stored | None = None
         self.failure: BaseException | None = None
         self._sink = sink
@@ -77,8 +79,8 @@ class _Loading:
 
 def import_caches(
     specs: Sequence[CacheSpec], around: Surroundings, *, sink: EventSink, cancel: CancelToken
-) -> list[tuple[Backend, Stored]]:
-    """Load caches; returns those that can be used, in the order given.
+) -> list[tuple[Backend, Stored, bool]]:
+    """Load caches; returns those that can be used, in the order given, and whether each is to give cache mounts.
 
     Raises: UsageError, NotSupported for what a cache needs; the token's cause.
     """
@@ -86,4 +88,4 @@ def import_caches(
     deadline = time.monotonic() + DEADLINE_S
     for load in loads:
         load.wait(deadline, cancel)
-    return [(load.backend, load.stored) for load in loads if load.stored is not None]
+    return [(load.backend, load.stored, load.mounts) for load in loads if load.stored is not None]
