@@ -13,6 +13,7 @@ import sys
 __all__ = ["main", "plugin_main"]
 
 _METADATA_COMMAND = "docker-cli-plugin-metadata"
+_INTERRUPTED = 130
 _METADATA = (
     '{"SchemaVersion":"0.1.0","Vendor":"Crossdock","Version":"v%s","ShortDescription":"Docker Buildx"}\n'
 )
@@ -24,9 +25,12 @@ def main() -> int:
     if args[:1] == [_METADATA_COMMAND]:
         return _print_metadata()
     _spare_collections()
-    from crossdock.cli.main import run
+    try:
+        from crossdock.cli.main import run
 
-    return _leave(run(args, program=sys.argv[0]))
+        return _leave(run(args, program=sys.argv[0]))
+    except KeyboardInterrupt:
+        return _interrupted()
 
 
 def plugin_main() -> int:
@@ -35,9 +39,18 @@ def plugin_main() -> int:
     if args[:1] == [_METADATA_COMMAND]:
         return _print_metadata()
     _spare_collections()
-    from crossdock.cli.main import run_plugin
+    try:
+        from crossdock.cli.main import run_plugin
 
-    return _leave(run_plugin(args))
+        return _leave(run_plugin(args))
+    except KeyboardInterrupt:
+        return _interrupted()
+
+
+def _interrupted() -> int:
+    """Ctrl-C while there was nothing to undo: before the command began, or when it was over."""
+    sys.stderr.write("ERROR: cancelled\n")
+    return _INTERRUPTED
 
 
 def _spare_collections() -> None:

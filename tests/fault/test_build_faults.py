@@ -128,16 +128,18 @@ def test_pruning_all_the_time_breaks_none_of_ten_builds(scene: Scene) -> None:
     scene.judge_build(set())
 
 
-@pytest.mark.parametrize("moment_s", [0.1, 0.3, 0.6, 1.0])
+@pytest.mark.parametrize("moment_s", [0.0, 0.1, 0.25, 0.5])
 def test_ctrl_c_leaves_no_process_mount_or_file(scene: Scene, moment_s: float) -> None:
     scene.seed("interrupted")
     child = scene.start("--push", "-o", f"type=oci,dest={scene.crossdock.folder}/out.tar")
+    assert child.stderr is not None
+    first = child.stderr.readline()
     time.sleep(moment_s)
     below = [child.pid, *descendants(child.pid)]
     os.killpg(child.pid, signal.SIGINT)
     began = time.monotonic()
     _, log = child.communicate(timeout=20)
-    assert child.returncode in (130, -signal.SIGINT, 0), log
+    assert child.returncode in (130, 0), first + log
     assert time.monotonic() - began < 2.5, log
     assert "Traceback" not in log
     assert not all_gone(below)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ __all__ = ["interruptible"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE = 3
+#: a signal to the process group arrives once from its sender and again from each process that passes it on
+_SAME_S = 0.2
 _SOCKET_VARIABLE = "DOCKER_CLI_PLUGIN_SOCKET"
 
 
@@ -28,11 +31,14 @@ _SOCKET_VARIABLE = "DOCKER_CLI_PLUGIN_SOCKET"
 def interruptible(*, plugin: bool = False) -> Iterator[CancelToken]:
     """Give a token that is cancelled by signals; starts a thread under docker, so call it after ``become_worker``."""
     token = CancelToken()
-    count = 0
+    count, counted_s = 0, -_SAME_S
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
-        nonlocal count
-        count += 1
+        nonlocal count, counted_s
+        now_s = time.monotonic()
+        if now_s - counted_s < _SAME_S:
+            return
+        count, counted_s = count + 1, now_s
         if count >= _PATIENCE:
             os._exit(128 + number)
         token.cancel(Cancelled())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -214,3 +216,17 @@ def test_error_texts_in_order() -> None:
 
 def test_usage_errors_exit_1() -> None:
     assert UsageError("x").exit_code == 1
+
+
+def test_ctrl_c_before_the_command_began_is_no_traceback() -> None:
+    code = """
+import sys, types
+import crossdock.__main__ as top
+def run(*args, **flags):
+    raise KeyboardInterrupt
+sys.modules["crossdock.cli.main"] = types.ModuleType("crossdock.cli.main")
+sys.modules["crossdock.cli.main"].run = run
+sys.exit(top.main())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "ERROR: cancelled\n")
