@@ -120,6 +120,11 @@ def _loop() -> Missing | None:
     return None if Path("/dev/loop-control").exists() else Missing("loop devices")
 
 
+def _pasta() -> Missing | None:
+    # an alternative to slirp4netns that not every release has: welcome, not required
+    return None if shutil.which("pasta") else Missing("pasta on PATH (package passt)", identity=True)
+
+
 def _tun() -> Missing | None:
     try:
         os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
@@ -197,7 +202,7 @@ PROBES: dict[str, Callable[[], Missing | None]] = {
     "openssl": _program("openssl"),
     "fuse-overlayfs": _program("fuse-overlayfs"),
     "slirp4netns": _program("slirp4netns"),
-    "pasta": _program("pasta"),
+    "pasta": _pasta,
     "tun": _tun,
     "registry": _registry,
     "base": _base,

@@ -12,7 +12,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 from crossdock.distro import install_hint
-from crossdock.errors import CrossdockError
+from crossdock.errors import CrossdockError, SandboxError
 from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
@@ -295,3 +295,15 @@ def _credential_helpers() -> Iterator[Check]:
 def _optional() -> Iterator[Check]:
     if shutil.which("git") is None:
         yield Check("git", "warn", "needed for git contexts and ADD of repositories", install_hint("git"))
+    yield _isolated_network()
+
+
+def _isolated_network() -> Check:
+    from crossdock.engine.sandbox.network import find_helper
+
+    name = "isolated network"
+    try:
+        helper = find_helper()
+    except SandboxError as exc:
+        return Check(name, "warn", exc.summary, exc.hint or "")
+    return Check(name, "ok", f"{helper.path} (steps use it with network=isolated)")
