@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from typing import TYPE_CHECKING
 
 from crossdock._version import __version__
@@ -78,7 +79,7 @@ def write_record(root: str, node: str, record: BootRecord) -> None:
         "notes": list(record.notes),
         "labels": dict(record.labels),
     }
-    temporary = f"{path}.{os.getpid()}.tmp"
+    temporary = f"{path}.{os.getpid()}.{threading.get_native_id()}.tmp"
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(body, file)
     os.replace(temporary, path)
