@@ -127,6 +127,8 @@ def _params(kind: str, text: str) -> dict[str, str] | None:
     if _flag(kind, params, "disabled"):
         return None
     params.pop("disabled", None)
+    # buildx repeats the kind among the parameters.
+    params.pop("type", None)
     return params
 
 
