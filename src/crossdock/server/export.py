@@ -28,9 +28,12 @@ from crossdock.server.treesend import send_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from crossdock.buildkit.proto import control_pb2
     from crossdock.buildkit.rpc.channel import Call
+    from crossdock.engine.exporters.attestation import Attestation
+    from crossdock.engine.solver import KeyedVertex
     from crossdock.server.jobs import Job
     from crossdock.server.results import PlatformResult
     from crossdock.server.sessions import ClientSession
@@ -55,7 +58,7 @@ def specs_of(request: control_pb2.SolveRequest) -> list[ExporterSpec]:
     return [ExporterSpec(kind, attrs) for kind, attrs in wanted]
 
 
-def check_outputs(specs: Sequence[ExporterSpec]) -> None:
+def check_outputs(specs: Sequence[ExporterSpec], *, attested: bool | None = None) -> None:
     """Find what is wrong with outputs before anything is built.
 
     Raises: UsageError naming the type or attribute; NotSupported.
@@ -69,7 +72,9 @@ def check_outputs(specs: Sequence[ExporterSpec]) -> None:
             parse_files(spec, None)
         else:
             attrs = {k: v for k, v in spec.attrs.items() if k != "tar"}
-            check_exporters([ExporterSpec(spec.type, attrs, _Nowhere())], multi_platform=False)
+            check_exporters(
+                [ExporterSpec(spec.type, attrs, _Nowhere())], multi_platform=False, attested=attested
+            )
 
 
 class _Nowhere:
@@ -80,7 +85,13 @@ class _Nowhere:
 
 
 def export_results(
-    job: Job, platforms: Sequence[PlatformResult], specs: Sequence[ExporterSpec], *, multi_platform: bool
+    job: Job,
+    platforms: Sequence[PlatformResult],
+    specs: Sequence[ExporterSpec],
+    attestations: Sequence[Sequence[Attestation]] = (),
+    *,
+    multi_platform: bool,
+    inline: Mapping[str, Sequence[KeyedVertex]] | None = None,
 ) -> dict[str, str]:
     """Run all exporters; returns the response under BuildKit's keys.
 
@@ -88,13 +99,14 @@ def export_results(
     """
     response: dict[str, object] = {}
     epoch_s = platforms[0].epoch_s if platforms else None
+    images = [_image(p, own) for p, own in zip(platforms, attestations or [()] * len(platforms), strict=True)]
     with ExitStack() as stack:
         plain: list[ExporterSpec] = []
         streams: list[_ClientFile] = []
         layouts: list[Path] = []
         for number, spec in enumerate(specs):
             if spec.type == "local":
-                _export_local(job, number, spec, platforms, epoch_s, multi_platform=multi_platform)
+                _export_local(job, number, spec, images, epoch_s, multi_platform=multi_platform)
             elif spec.type in _ARCHIVES and _flag(spec.attrs.get("tar", "true")):
                 stream = stack.enter_context(_ClientFile(job, number))
                 streams.append(stream)
@@ -108,12 +120,13 @@ def export_results(
                 plain.append(spec)
         if plain:
             done = job.engine.export(
-                [_image(p) for p in platforms],
+                images,
                 plain,
                 sink=job.log,
                 cancel=job.cancel,
                 epoch_s=epoch_s,
                 multi_platform=multi_platform,
+                inline=inline,
             )
             response.update(done.merged)
             for stream in streams:
@@ -123,9 +136,11 @@ def export_results(
     return {key: _text(value) for key, value in response.items()}
 
 
-def _image(platform: PlatformResult) -> PlatformImage:
+def _image(platform: PlatformResult, attestations: Sequence[Attestation]) -> PlatformImage:
     ref = platform.ref.ref if platform.ref is not None else None
-    return PlatformImage(platform.platform, (ref or SCRATCH).layers, platform.config, platform.base_config)
+    return PlatformImage(
+        platform.platform, (ref or SCRATCH).layers, platform.config, platform.base_config, attestations
+    )
 
 
 def _flag(text: str) -> bool:
@@ -143,7 +158,7 @@ def _export_local(
     job: Job,
     number: int,
     spec: ExporterSpec,
-    platforms: Sequence[PlatformResult],
+    images: Sequence[PlatformImage],
     epoch_s: int | None,
     *,
     multi_platform: bool,
@@ -156,15 +171,15 @@ def _export_local(
     with ExitStack() as stack:
         report = stack.enter_context(reported(job.log, "exporting to client directory", f"{number}"))
         roots = []
-        for platform in platforms:
-            folder = str(platform.platform.normalised()).replace("/", "_") if split else ""
-            layers = _image(platform).ref
-            mounted = job.engine.mounted(layers, sink=job.log, cancel=job.cancel)
-            roots.append((folder, stack.enter_context(mounted)))
+        for image in images:
+            name = str(image.platform.normalised()).replace("/", "_")
+            suffix = name if multi_platform and not split else ""
+            root = _mounted(job, image, stack, options.attestation_prefix, suffix, fixed_ns)
+            roots.append((name if split else "", root))
         if len(roots) > 1 and not split:
             from crossdock.engine.exporters.treecopy import check_overlap
 
-            check_overlap([root for _, root in roots], [str(p.platform) for p in platforms])
+            check_overlap([root for _, root in roots], [str(i.platform) for i in images])
         sent = 0
         progress = stack.enter_context(report.transfer("copying files", "transferring"))
 
@@ -174,6 +189,30 @@ def _export_local(
             progress(sent)
 
         send_tree(session, number, roots, fixed_ns=fixed_ns, on_bytes=count, cancel=job.cancel)
+
+
+def _mounted(
+    job: Job, image: PlatformImage, stack: ExitStack, prefix: str, suffix: str, fixed_ns: int | None
+) -> Path:
+    """Mount a result, its attestations among its files."""
+
+    def mount(above: Sequence[Path]) -> AbstractContextManager[Path]:
+        return job.engine.mounted(image.ref, above=above, sink=job.log, cancel=job.cancel)
+
+    if not image.attestations:
+        return stack.enter_context(mount(()))
+    from crossdock.engine.exporters.attestation import with_statements
+
+    return with_statements(
+        stack,
+        mount,
+        image,
+        scratch=job.engine.store.root,
+        prefix=prefix,
+        suffix=suffix,
+        fixed_ns=fixed_ns,
+        cancel=job.cancel,
+    )
 
 
 def _send_layout(job: Job, directory: Path) -> None:

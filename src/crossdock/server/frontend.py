@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from crossdock.builds.images import EngineImages
 from crossdock.builds.steps import shown
+from crossdock.builds.times import EngineTimes
 from crossdock.dockerfile.contexts import (
     GitContext,
     HttpContext,
     InputContext,
     context_output,
+    definition_source,
     is_archive,
     local_source,
 )
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from crossdock.dockerfile.contexts import ContextSpec
     from crossdock.dockerfile.convert.options import ConvertOptions, PlatformResult
     from crossdock.dockerfile.lint import LintWarning
+    from crossdock.engine.cache.refs import Ref
+    from crossdock.engine.facade import FileInfo
     from crossdock.image.config import ImageConfig
     from crossdock.server.jobs import Job
 
@@ -104,16 +107,19 @@ class _Frontend:
         options = options_from_attrs(self._attrs, build_platforms=(local_platform(),), inputs=given)
         options, data = self._load(options)
         request = self._attrs.get("requestid", "")
-        images = EngineImages(self._job.engine, self._job.log, self._job.cancel, self._job.layouts)
+        images = self._job.images
+        times = EngineTimes(self._job.solve_output, self._read_dir)
         if request:
             from crossdock.dockerfile.subrequests import answer
 
-            found = answer(request, data, self._filename, options, images=images, context=self)
+            found = answer(request, data, self._filename, options, images=images, context=self, sources=times)
             return Results.empty(found.metadata())
         from crossdock.dockerfile.convert import convert
         from crossdock.dockerfile.parser import parse
 
-        results = convert(parse(data, self._filename), options, images=images, context=self, warn=self._warn)
+        results = convert(
+            parse(data, self._filename), options, images=images, context=self, warn=self._warn, sources=times
+        )
         return _as_results(results, multi_platform=options.multi_platform)
 
     def _input_config(self, name: str) -> ImageConfig | None:
@@ -207,6 +213,7 @@ class _Frontend:
             "local.sharedkeyhint": self._local,
             "local.differ": "none",
         }
+        self._job.asked.definition = definition_source(self._filename, local=self._local)
         with shown(self._job.log, f"[internal] load build definition from {self._filename}") as step:
             self._definition = step.digest
             root = self._directory(self._local, attrs, step.digest)
@@ -225,13 +232,20 @@ class _Frontend:
         )
 
     def _directory(self, name: str, attrs: Mapping[str, str], vertex: str) -> Path:
+        if name not in self._job.asked.locals:
+            self._job.asked.locals.append(name)
         return self._job.directories(name, attrs, vertex, OpContext(self._job.cancel, self._job.log))
 
     def _read_output(self, output: Output | None, path: str) -> bytes | None:
+        if output is not None:
+            self._job.asked.also.append(output)
         ref = self._job.solve_output(output)
         return self._job.engine.read_file(
             ref, "/" + path.lstrip("/"), cancel=self._job.cancel, sink=self._job.log
         )
+
+    def _read_dir(self, ref: Ref, path: str) -> list[FileInfo] | None:
+        return self._job.engine.read_dir(ref, path, cancel=self._job.cancel, sink=self._job.log)
 
     def read_file(self, path: str, *, local: str = "context") -> bytes | None:
         """Return a file of the client's; ``None`` when there is none (``ContextFiles``)."""
@@ -305,7 +319,11 @@ def _as_results(results: Sequence[PlatformResult], *, multi_platform: bool) -> R
             metadata[f"containerimage.base.config{suffix}"] = result.base_config.to_json()
         if result.epoch is not None:
             metadata[f"source.date.epoch{suffix}"] = str(result.epoch).encode()
-        refs[name if multi_platform else ""] = ResultRef(result.output) if result.output is not None else None
+        refs[name if multi_platform else ""] = (
+            ResultRef(result.output, result.scan, ignore_cache=result.ignore_cache)
+            if result.output is not None
+            else None
+        )
         listed.append({"ID": name, "Platform": platform_json(platform)})
     metadata["refs.platforms"] = json.dumps({"Platforms": listed}, separators=(",", ":")).encode()
     return Results(refs, metadata, single=not multi_platform)

@@ -13,7 +13,6 @@ from crossdock.buildkit.proto import gateway_pb2, stat_pb2
 from crossdock.buildkit.rpc.serve import unary
 from crossdock.buildkit.rpc.status import UNIMPLEMENTED, RpcError
 from crossdock.buildkit.session.tree import go_mode
-from crossdock.builds.images import EngineImages
 from crossdock.errors import (
     NotSupported,
     Position,
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from crossdock.buildkit.rpc.serve import Handler, ServerCall
+    from crossdock.builds.images import EngineImages
     from crossdock.engine.cache.refs import Ref
     from crossdock.engine.facade import FileInfo
     from crossdock.image.platform import Platform
@@ -79,6 +79,7 @@ class LLBBridge:
             if request.SourcePolicies:
                 summary = "source policies are not supported by this server"
                 raise NotSupported(summary)
+            job.caches.load((e.Type, dict(e.Attrs)) for e in request.CacheImports)
             results = solve_request(
                 job,
                 frontend=request.Frontend,
@@ -161,7 +162,7 @@ class LLBBridge:
             platform = (
                 platform_from_pb(request.Platform) if request.HasField("Platform") else local_platform()
             )
-            images = EngineImages(job.engine, job.log, job.cancel, job.layouts)
+            images = job.images
             name = request.LogName or f"resolve image config for {request.Ref}"
             if request.ResolverType == 1:
                 found = images.resolve_oci_layout(
@@ -189,7 +190,7 @@ class LLBBridge:
             platform = (
                 platform_from_pb(request.Platform) if request.HasField("Platform") else local_platform()
             )
-            images = EngineImages(job.engine, job.log, job.cancel, job.layouts)
+            images = job.images
             if request.Image.AttestationChain or request.Image.ResolveAttestations:
                 summary = "chains of attestations are not resolved by this server yet"
                 raise NotSupported(summary)

@@ -14,11 +14,14 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from crossdock.builds.images import EngineImages
 from crossdock.builds.locate import locate
 from crossdock.cancel import CancelToken
 from crossdock.engine.cache.refs import SCRATCH
 from crossdock.engine.facade import SolveInputs
 from crossdock.errors import Cancelled, CrossdockError, UsageError
+from crossdock.server.attests import Asked, JobAttests
+from crossdock.server.caches import JobCaches
 from crossdock.server.clientcalls import ClientAgents, ClientCredentials, get_secret
 from crossdock.server.clientstore import ClientLayouts
 from crossdock.server.failures import Missing
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from crossdock.buildkit.proto import control_pb2
     from crossdock.engine.cache.refs import Ref
     from crossdock.engine.facade import Engine
+    from crossdock.engine.solver import KeyedVertex
     from crossdock.llb.graph import Output
     from crossdock.registry import RegistryClient, RegistryConfig
     from crossdock.secret import Secret
@@ -79,6 +83,18 @@ class Job:
         self._agents = ClientAgents(lambda: self.session(self.cancel), self.cancel)
         self._stack.callback(self._agents.close)
         self.layouts = ClientLayouts(sessions, session_id, self.cancel)
+        self.images = EngineImages(self.engine, self.log, self.cancel, self.layouts)
+        #: for provenance
+        self.asked = Asked()
+        try:
+            self.caches = JobCaches(self)
+            self.attests = JobAttests(self)
+        except BaseException:
+            self._stack.close()
+            raise
+        wants_keys = self.caches.wants_keys or self.attests.wants_keys
+        #: keys of all that was solved; ``None``: nobody needs them
+        self.keyed: list[KeyedVertex] | None = [] if wants_keys else None
         # Guards what follows; notified when the result is there.
         self._changed = threading.Condition()
         self._refs: dict[str, ResultRef] = {}
@@ -163,7 +179,9 @@ class Job:
     def _solve(self, outputs: list[Output | None]) -> list[Ref]:
         for attempt in range(_RETRIES):
             try:
-                return self.engine.solve(outputs, inputs=self.inputs(), sink=self.log, cancel=self.cancel)
+                return self.engine.solve(
+                    outputs, inputs=self.inputs(), sink=self.log, cancel=self.cancel, keyed=self.keyed
+                )
             except SessionLost as exc:
                 # A step that was shared lost the client it had begun with: ours takes it up.
                 if exc.session_id == self.session_id or attempt + 1 == _RETRIES:

@@ -41,11 +41,16 @@ _EPOCH = "source.date.epoch"
 class ResultRef:
     """One file system of a result; ``ref`` is set once it was solved. Written by whoever holds the job's lock."""
 
-    __slots__ = ("_definition", "id", "output", "ref")
+    __slots__ = ("_definition", "id", "ignore_cache", "output", "ref", "scan")
 
-    def __init__(self, output: Output | None) -> None:
+    def __init__(
+        self, output: Output | None, scan: Mapping[str, Output] | None = None, *, ignore_cache: bool = False
+    ) -> None:
+        """``scan`` are further file systems that an SBOM's scanner is to look at."""
         self.id = new_id()
         self.output = output
+        self.scan = dict(scan or {})
+        self.ignore_cache = ignore_cache
         self.ref: Ref | None = None
         self._definition: ops_pb2.Definition | None = None
 

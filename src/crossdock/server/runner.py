@@ -7,16 +7,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from crossdock.errors import NotSupported, UsageError
+from crossdock.errors import CacheError, NotSupported, UsageError
 from crossdock.image.reference import parse_reference
+from crossdock.server.caches import imports_of_attrs
 from crossdock.server.export import check_outputs, export_results, frontend_metadata, specs_of
 from crossdock.server.results import ResultRef, Results, decode_output, platforms_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from crossdock.buildkit.proto import ops_pb2
+    from crossdock.engine.exporters.model import ExporterSpec
     from crossdock.server.jobs import Job
+    from crossdock.server.results import PlatformResult
 
 __all__ = ["check_request", "run_job", "solve_request"]
 
@@ -36,23 +39,14 @@ def check_request(job: Job) -> None:
         if request.HasField(field) if field == "SourcePolicy" else value:
             summary = f"{why} are not supported by this server"
             raise NotSupported(summary)
-    for kind in ("sbom", "provenance"):
-        params = request.FrontendAttrs.get(f"attest:{kind}")
-        # buildx adds provenance by itself where it may be inline; only what a user asked for is refused.
-        if params is not None and "inline-only=true" not in params and "disabled=true" not in params:
-            summary = f"attestations ({kind}) are not made by this server yet"
-            raise NotSupported(summary, hint=f"build with --{kind}=false")
-    for entry in request.Cache.Exports:
-        if entry.Type != "inline":
-            summary = f"cache export of the type {entry.Type} is not supported by this server yet"
-            raise NotSupported(summary)
-    check_outputs(specs_of(request))
+    check_outputs(specs_of(request), attested=job.attests.attested)
 
 
 def run_job(job: Job) -> dict[str, str]:
     """Solve, export; returns the exporters' response. Raises: all that a build can fail with."""
     request = job.request
     check_request(job)
+    job.caches.load_request()
     if request.Frontend or request.Definition.ByteSize():
         results = solve_request(
             job,
@@ -63,11 +57,49 @@ def run_job(job: Job) -> dict[str, str]:
         )
     else:
         results = job.wait_returned()
-    job.solve(results.all_refs())
     response = frontend_metadata(results.metadata)
-    specs = specs_of(request)
+    response.update(_finish(job, results))
+    return response
+
+
+def _finish(job: Job, results: Results) -> dict[str, str]:
+    """Make what is left to be made, and write it out; once more without each imported cache that fails it."""
+    specs = specs_of(job.request)
+    refs = results.all_refs()
+    while True:
+        try:
+            if not specs and not job.caches.wants_keys:
+                job.solve(refs)
+                return {}
+            platforms = platforms_of(results)
+            return _write_out(job, platforms, specs, multi_platform=not results.single)
+        except CacheError:
+            if not job.engine.drop_failed_caches(job.log):
+                raise
+            for ref in refs:
+                ref.ref = None
+
+
+def _write_out(
+    job: Job, platforms: Sequence[PlatformResult], specs: Sequence[ExporterSpec], *, multi_platform: bool
+) -> dict[str, str]:
+    scans = [ResultRef(output) if output is not None else None for output in job.attests.scans(platforms)]
+    refs = [p.ref for p in platforms if p.ref is not None]
+    solved = job.solve([*refs, *(scan for scan in scans if scan is not None)])[: len(refs)]
+    keyed = job.keyed or []
+    attestations = job.attests.make([scan.ref if scan is not None else None for scan in scans], keyed)
+    response: dict[str, str] = {}
     if specs:
-        response.update(export_results(job, platforms_of(results), specs, multi_platform=not results.single))
+        job.caches.secure(solved)
+        response = export_results(
+            job,
+            platforms,
+            specs,
+            attestations,
+            inline=job.caches.inline(platforms, keyed),
+            multi_platform=multi_platform,
+        )
+    response.update(job.caches.export(platforms, solved, keyed))
     return response
 
 
@@ -97,6 +129,8 @@ def solve_request(
         raise UsageError(summary, hint="this server has dockerfile.v0 and gateway.v0")
     from crossdock.server.frontend import run_dockerfile
 
+    job.asked.frontend, job.asked.attrs = frontend, dict(attrs)
+    job.caches.load(imports_of_attrs(attrs))
     given = {name: decode_output(value) for name, value in inputs.items()}
     return job.remember(run_dockerfile(job, attrs, given))
 
