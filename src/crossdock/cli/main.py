@@ -23,11 +23,24 @@ _EXIT_SIGPIPE = 141
 
 
 def run(args: Sequence[str], *, program: str) -> int:
-    """Run as a stand-alone command."""
+    """Run as a stand-alone command; called ``buildkitd`` or ``buildctl`` it stands in for those."""
     name = os.path.basename(program)
     if name in ("__main__.py", ""):
         name = "crossdock"
+    if name == "buildctl":
+        return _run_buildctl(args)
+    if name == "buildkitd":
+        args, name = ["serve", *args], "crossdock"
     return _run(list(args), Globals(program=name, plugin=False))
+
+
+def _run_buildctl(args: Sequence[str]) -> int:
+    from crossdock.cli.buildctl import run as run_buildctl
+
+    try:
+        return run_buildctl(args)
+    except CrossdockError as exc:
+        return _report(exc, debug=False)
 
 
 def run_plugin(args: Sequence[str]) -> int:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from crossdock.engine.store.gc import GCPolicy
 
-__all__ = ["logging_of", "serve_options"]
+__all__ = ["default_address", "logging_of", "serve_options"]
 
 _ENTITLEMENTS = frozenset(["network.host", "security.insecure"])
 _MEGABYTE = 1_000_000
@@ -49,7 +49,7 @@ def serve_options(
     found = _config(flags["config"], config)
     root = Path(flags["root"] or found.root or default_root(uid, os.environ)).absolute()
     notes = [*found.notes, *(f"--{name} has no effect here" for name in ignored)]
-    addresses = flags["addr"] or found.addresses or (_default_address(uid),)
+    addresses = flags["addr"] or found.addresses or (default_address(uid),)
     return ServerOptions(
         addresses=tuple(parse_address(a) for a in addresses),
         root=root,
@@ -77,7 +77,8 @@ def _config(given: str | None, default: str) -> Config:
     return read_config(path, shutil.disk_usage(place).total)
 
 
-def _default_address(uid: int) -> str:
+def default_address(uid: int) -> str:
+    """Return buildkitd's own default, by user."""
     if uid == 0:
         return "unix:///run/buildkit/buildkitd.sock"
     runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"
