@@ -16,13 +16,22 @@ from crossdock.errors import BuilderError
 from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Iterable, Iterator
     from http.client import HTTPConnection
 
     from crossdock.builders.dockerconfig import DockerEndpoint
     from crossdock.cancel import CancelToken
 
-__all__ = ["EnginePing", "connect", "has_containerd_store", "load_image", "ping"]
+__all__ = [
+    "EnginePing",
+    "connect",
+    "has_containerd_store",
+    "load_image",
+    "ping",
+    "ssh_command",
+    "tls_context",
+]
 
 _PING_TIMEOUT_S = 2.0
 _CONTAINERD_DRIVER_TYPE = "io.containerd.snapshotter.v1"
@@ -64,23 +73,66 @@ def connect(endpoint: DockerEndpoint, *, timeout_s: float | None = None) -> HTTP
     if url.scheme in ("tcp", "http", "https") and url.hostname:
         if endpoint.tls_dir or url.scheme == "https":
             port = url.port or 2376
-            return http.client.HTTPSConnection(url.hostname, port, timeout=timeout_s, context=_tls(endpoint))
+            return http.client.HTTPSConnection(
+                url.hostname, port, timeout=timeout_s, context=tls_context(endpoint)
+            )
         return http.client.HTTPConnection(url.hostname, url.port or 2375, timeout=timeout_s)
-    summary = f"cannot reach the Docker Engine at {endpoint.host}: only unix:// and tcp:// are supported"
-    raise BuilderError(summary, hint="forward its socket, for example with `ssh -L`, and set DOCKER_HOST")
+    if url.scheme == "ssh" and url.hostname:
+        return _over_ssh(endpoint.host, timeout_s)
+    summary = f"cannot reach the Docker Engine at {endpoint.host}: unknown scheme"
+    raise BuilderError(summary, hint="use unix://, tcp:// or ssh://")
 
 
-def _tls(endpoint: DockerEndpoint) -> Any:
+def ssh_command(host: str) -> list[str]:
+    """Return the command whose standard streams are a connection to the Engine behind ``ssh://[user@]host[:port]``.
+
+    Spec: docker/cli ``cli/connhelper``.
+    """
+    url = urlsplit(host)
+    argv = ["ssh", "-o", "ConnectTimeout=30", "-T"]
+    argv += ["-l", url.username] if url.username else []
+    argv += ["-p", str(url.port)] if url.port else []
+    remote = ["docker", *(["--host", f"unix://{url.path}"] if url.path not in ("", "/") else [])]
+    return [*argv, "--", url.hostname or "", *remote, "system", "dial-stdio"]
+
+
+def _over_ssh(host: str, timeout_s: float | None) -> HTTPConnection:
+    import http.client
+
+    from crossdock.buildkit.transport import ProcessStream
+
+    class SshConnection(http.client.HTTPConnection):
+        stream: ProcessStream | None = None
+
+        def connect(self) -> None:
+            self.stream = ProcessStream(ssh_command(host))
+            self.sock = self.stream.socket
+            self.sock.settimeout(timeout_s)
+
+        def close(self) -> None:
+            super().close()
+            if self.stream is not None:
+                self.stream.close()
+
+    return SshConnection("docker")
+
+
+def tls_context(endpoint: DockerEndpoint) -> ssl.SSLContext:
+    """Return the TLS settings of an endpoint. Raises: BuilderError when a file is not what it should be."""
     import ssl
 
     ca = os.path.join(endpoint.tls_dir, "ca.pem")
-    context = ssl.create_default_context(cafile=ca if os.path.exists(ca) else None)
+    cert, key = os.path.join(endpoint.tls_dir, "cert.pem"), os.path.join(endpoint.tls_dir, "key.pem")
+    try:
+        context = ssl.create_default_context(cafile=ca if os.path.exists(ca) else None)
+        if os.path.exists(cert):
+            context.load_cert_chain(cert, key)
+    except OSError as exc:  # SSLError is one
+        summary = f"cannot use the certificates in {endpoint.tls_dir}: {exc}"
+        raise BuilderError(summary) from exc
     if not endpoint.tls_verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    cert, key = os.path.join(endpoint.tls_dir, "cert.pem"), os.path.join(endpoint.tls_dir, "key.pem")
-    if os.path.exists(cert):
-        context.load_cert_chain(cert, key)
     return context
 
 

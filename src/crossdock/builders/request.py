@@ -74,5 +74,7 @@ class BuildRequest(Record):
     attests: Mapping[str, Mapping[str, str] | None] = field(default_factory=dict)
     annotations: tuple[str, ...] = ()
     resources: Mapping[str, str] = field(default_factory=dict)
+    #: ``min`` or ``max``: how much provenance a BuildKit node's answer shall hold, ``""`` for none
+    metadata_provenance: str = ""
     #: frontend method other than ``build``
     call: str = "build"

@@ -68,6 +68,9 @@ def error_from_status(code: str, message: str, details: list[tuple[str, Any]], w
     if code == "UNIMPLEMENTED":
         hint = "the daemon is older than this feature; upgrade BuildKit"
         return RemoteError(f"{what}: {message}", grpc_code=code, hint=hint)
+    if "no active session for" in message:
+        summary = f"{what}: the daemon lost the connection over which it reads this build's files: {message}"
+        return BuilderError(summary, hint="run the build again", retryable=True)
     source = _source(details)
     vertex = next((d.get("digest") for kind, d in details if kind == "errdefs.Vertex"), None)
     exits = [d for kind, d in details if kind == "gatewayapi.ExitMessage"]

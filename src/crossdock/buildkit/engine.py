@@ -8,26 +8,27 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
-from crossdock.buildkit.transport import ByteStream, SocketStream
+from crossdock.buildkit.transport import SocketStream
 from crossdock.errors import BuilderError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from crossdock.buildkit.session.server import Session
+    from crossdock.buildkit.transport import ByteStream
 
-__all__ = ["EngineDialer", "unix_connector"]
+__all__ = ["EngineDialer", "unix_dialer"]
 
 _MAX_HEAD = 64 * 1024
 
 
-def unix_connector(path: str) -> Callable[[], socket.socket]:
+def unix_dialer(path: str) -> Callable[[], ByteStream]:
     """Return a function that connects to the Engine's unix socket.
 
     The function raises BuilderError when nothing listens there or the user may not.
     """
 
-    def connect() -> socket.socket:
+    def dial() -> ByteStream:
         sock = socket.socket(socket.AF_UNIX)
         try:
             sock.connect(path)
@@ -35,19 +36,20 @@ def unix_connector(path: str) -> Callable[[], socket.socket]:
             sock.close()
             summary = f"cannot connect to the Docker Engine at unix://{path}: {exc.strerror}"
             hint = "is the Engine running?"
-            if isinstance(exc, PermissionError):
+            refused = isinstance(exc, PermissionError)
+            if refused:
                 hint = "add your user to the group that owns the socket (usually `docker`)"
-            raise BuilderError(summary, hint=hint) from exc
-        return sock
+            raise BuilderError(summary, hint=hint, retryable=not refused) from exc
+        return SocketStream(sock)
 
-    return connect
+    return dial
 
 
 class EngineDialer:
-    """Opens upgraded streams on an Engine; ``connect`` gives a fresh transport socket (plain or TLS)."""
+    """Opens upgraded streams on an Engine; ``dial`` gives a fresh stream to its API."""
 
-    def __init__(self, connect: Callable[[], socket.socket], *, name: str) -> None:
-        self._connect = connect
+    def __init__(self, dial: Callable[[], ByteStream], *, name: str) -> None:
+        self._dial = dial
         self._name = name
 
     def grpc(self) -> ByteStream:
@@ -59,29 +61,57 @@ class EngineDialer:
         return self._upgrade("/session", session.headers)
 
     def _upgrade(self, path: str, headers: Sequence[tuple[str, str]]) -> ByteStream:
-        sock = self._connect()
+        stream = self._dial()
         lines = [f"POST {path} HTTP/1.1", "Host: docker", "Connection: Upgrade", "Upgrade: h2c"]
         lines += [f"{name.title()}: {value}" for name, value in headers]
         try:
-            sock.sendall("\r\n".join((*lines, "", "")).encode())
-            head, rest = _read_head(sock)
+            stream.sendall("\r\n".join((*lines, "", "")).encode())
+            head, rest = _read_head(stream)
         except OSError as exc:
-            sock.close()
+            stream.close()
             summary = f"{self._name}: the connection broke during the upgrade of {path}: {exc}"
             raise BuilderError(summary, retryable=True) from exc
         status = head.split(b"\r\n", 1)[0].split(b" ", 2)
         if len(status) < 2 or status[1] != b"101":
-            sock.close()
-            text = b" ".join(status[1:]).decode(errors="replace") or "no answer"
-            summary = f"{self._name} refused {path}: {text}"
-            raise BuilderError(summary, hint="an Engine of version 18.09 or later is needed")
-        return SocketStream(sock, rest)
+            text = b" ".join(status[1:]).decode(errors="replace")
+            if text:
+                stream.close()
+                summary = f"{self._name} refused {path}: {text}"
+                raise BuilderError(summary, hint="an Engine of version 18.09 or later is needed")
+            text = str(getattr(stream, "failure", "")) or "no answer"
+            stream.close()
+            summary = f"cannot reach {self._name}: {text}"
+            raise BuilderError(summary, hint="is the Engine running?", retryable=True)
+        return _Upgraded(stream, rest)
 
 
-def _read_head(sock: socket.socket) -> tuple[bytes, bytes]:
+class _Upgraded:
+    """A stream with bytes already read of it."""
+
+    def __init__(self, stream: ByteStream, rest: bytes) -> None:
+        self._stream = stream
+        self._rest = rest
+        self.sendall = stream.sendall
+        self.shutdown_write = stream.shutdown_write
+        self.close = stream.close
+
+    @property
+    def failure(self) -> str:
+        """What the stream below says of its end."""
+        return str(getattr(self._stream, "failure", ""))
+
+    def recv(self, size: int, /) -> bytes:
+        """Return up to ``size`` bytes; empty at the end."""
+        if self._rest:
+            data, self._rest = self._rest[:size], self._rest[size:]
+            return data
+        return self._stream.recv(size)
+
+
+def _read_head(stream: ByteStream) -> tuple[bytes, bytes]:
     data = b""
     while b"\r\n\r\n" not in data:
-        block = sock.recv(4096)
+        block = stream.recv(4096)
         if not block or len(data) > _MAX_HEAD:
             break
         data += block

@@ -15,9 +15,10 @@ from crossdock.llb.codec import encode_definition
 from crossdock.record import Record, field
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from crossdock.buildkit.rpc.channel import Channel
+    from crossdock.buildkit.solve import CacheEntry
     from crossdock.cancel import CancelToken
     from crossdock.image import Platform
     from crossdock.llb import Definition
@@ -50,7 +51,16 @@ class GatewayResult(Record):
 class Gateway:
     """The gateway of one build; methods raise what the daemon reports, as our errors."""
 
-    def __init__(self, channel: Channel, build_ref: str, cancel: CancelToken) -> None:
+    def __init__(
+        self,
+        channel: Channel,
+        build_ref: str,
+        cancel: CancelToken,
+        *,
+        ended: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """``ended`` says whether the build is over already, so that nobody waits for it to begin."""
+        self._ended = ended
         self._channel = channel
         self._metadata = (("buildkit-controlapi-buildid", build_ref),)
         self._cancel = cancel
@@ -73,7 +83,8 @@ class Gateway:
                 )
             except RpcError as exc:
                 # The job is registered by Control.Solve, which may arrive a little later than this call.
-                if exc.code in ("UNAVAILABLE", "UNIMPLEMENTED") or time.monotonic() > deadline:
+                late = self._ended() or time.monotonic() > deadline
+                if late or exc.code in ("UNAVAILABLE", "UNIMPLEMENTED"):
                     raise error_from_rpc(exc, "waiting for the build to start") from exc
                 self._cancel.sleep(0.02)
                 continue
@@ -88,6 +99,7 @@ class Gateway:
         frontend_opt: Mapping[str, str] | None = None,
         definition: Definition | None = None,
         evaluate: bool = False,
+        cache_imports: Sequence[CacheEntry] = (),
     ) -> GatewayResult:
         """Solve a frontend or a definition within the build."""
         request = gateway_pb2.SolveRequest(
@@ -96,6 +108,7 @@ class Gateway:
             allowResultReturn=True,
             allowResultArrayRef=True,
             Evaluate=evaluate,
+            CacheImports=[gateway_pb2.CacheOptionsEntry(Type=c.type, Attrs=c.attrs) for c in cache_imports],
         )
         if definition is not None:
             request.Definition.CopyFrom(ops_pb2.Definition.FromString(encode_definition(definition)))
@@ -128,6 +141,15 @@ class Gateway:
         """Hand the final result to the controller, which then exports it; ``None`` = an empty result."""
         raw = result.raw if result is not None else gateway_pb2.Result()
         self._call("Return", gateway_pb2.ReturnRequest(result=raw), "returning the result")
+
+    def fail(self, error: RpcError) -> None:
+        """Tell the controller that the build failed, and why; its own answer then says the same."""
+        from google.rpc.status_pb2 import Status  # only failures pay for it
+
+        status = Status.FromString(error.details) if error.details else Status()
+        if not status.code:
+            status.code, status.message = error.number, error.message
+        self._call("Return", gateway_pb2.ReturnRequest(error=status), "returning the error")
 
     def _call(self, method: str, request: Any, what: str) -> Any:
         response = getattr(gateway_pb2, f"{method}Response")

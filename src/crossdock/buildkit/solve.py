@@ -5,13 +5,13 @@ Spec: moby/buildkit ``client/solve.go`` for the order of calls; features "How a 
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import TYPE_CHECKING
 
 from crossdock.buildkit.details import error_from_rpc, translating
-from crossdock.buildkit.gateway import Gateway
 from crossdock.buildkit.proto import control_pb2, ops_pb2
-from crossdock.buildkit.rpc.status import UNAVAILABLE, RpcError
+from crossdock.buildkit.rpc.status import CANCELLED, UNAVAILABLE, RpcError
 from crossdock.buildkit.session.server import Session, new_id
 from crossdock.buildkit.status import events
 from crossdock.errors import BuilderError, StepFailed
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from crossdock.buildkit.client import Client
-    from crossdock.buildkit.gateway import GatewayResult
+    from crossdock.buildkit.gateway import Gateway, GatewayResult
     from crossdock.buildkit.rpc.channel import Call
     from crossdock.buildkit.session.server import Attachable
     from crossdock.cancel import CancelToken
@@ -126,19 +126,25 @@ class _Solve:
         finally:
             session.close()
 
-    def _run_frontend(
-        self,
-        frontend: Callable[[Gateway], GatewayResult | None],
-        call: Call,
-    ) -> None:
-        gateway = Gateway(self._client.channel, self._ref, self._cancel)
+    def _run_frontend(self, frontend: Callable[[Gateway], GatewayResult | None], call: Call) -> None:
+        from crossdock.buildkit.gateway import Gateway
+
+        gateway = Gateway(self._client.channel, self._ref, self._cancel, ended=lambda: call.ended)
         try:
             gateway.ping()
-            gateway.finish(frontend(gateway))
-        except BaseException:
-            # The daemon would wait for our answer for ever.
-            call.cancel()
-            raise
+            result = frontend(gateway)
+        except BaseException as exc:
+            cause = exc.__cause__
+            if call.ended and not self._cancel.cancelled:
+                return  # before the frontend came to anything: the solve knows why
+            if not isinstance(cause, RpcError) or cause.code in (UNAVAILABLE, CANCELLED):
+                # The daemon would wait for our answer for ever.
+                call.cancel()
+                raise
+            # The record of the build shall say what failed, not that somebody gave up.
+            gateway.fail(cause)
+            return
+        gateway.finish(result)
 
     def _wait(self, call: Call) -> control_pb2.SolveResponse:
         try:
@@ -161,7 +167,7 @@ class _Solve:
             Ref=self._ref,
             Session=session_id,
             Frontend=options.frontend,
-            FrontendAttrs=options.frontend_attrs,
+            FrontendAttrs={**options.frontend_attrs, **self._cache_attrs()},
             FrontendInputs={k: _definition(v) for k, v in options.frontend_inputs.items()},
             Entitlements=options.entitlements,
             Internal=options.internal,
@@ -182,6 +188,13 @@ class _Solve:
         if options.definition is not None:
             request.Definition.CopyFrom(_definition(options.definition))
         return request
+
+    def _cache_attrs(self) -> dict[str, str]:
+        """Tell the frontend of imported caches: it is the frontend that asks for them."""
+        if not self._options.frontend or not self._options.cache_imports:
+            return {}
+        entries = [{"Type": c.type, "Attrs": dict(c.attrs)} for c in self._options.cache_imports]
+        return {"cache-imports": json.dumps(entries)}
 
     def _follow(self, call: Call) -> None:
         try:

@@ -10,20 +10,16 @@ Not for: what travels over the connection (:mod:`crossdock.buildkit.client`, :mo
 from __future__ import annotations
 
 import contextlib
-import shutil
 import socket
-import subprocess
-import tempfile
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
-from urllib.parse import parse_qs, unquote, urlsplit
 
 from crossdock.errors import BuilderError, UsageError
 from crossdock.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
 __all__ = ["Address", "Bridge", "ByteStream", "ProcessStream", "SocketStream", "TlsOptions", "command_for"]
 
@@ -101,6 +97,8 @@ class ProcessStream(SocketStream):
     """
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+        import subprocess
+
         near, far = socket.socketpair()
         try:
             # Own session: Ctrl-C must reach us first, so that the solve can be cancelled over this very stream.
@@ -119,7 +117,10 @@ class ProcessStream(SocketStream):
         finally:
             far.close()
         super().__init__(near)
+        self._timeout = subprocess.TimeoutExpired
         self._program = argv[0]
+        #: our end, for what wants a socket; closed by :meth:`close`
+        self.socket = near
         self._closing = False
         self._stderr: list[bytes] = []
         self._stderr_thread = threading.Thread(target=self._drain, daemon=True, name="dial-stderr")
@@ -152,7 +153,7 @@ class ProcessStream(SocketStream):
             self._process.terminate()
             try:
                 self._process.wait(2)
-            except subprocess.TimeoutExpired:
+            except self._timeout:
                 self._process.kill()
                 self._process.wait()
         self._stderr_thread.join(1)
@@ -183,6 +184,8 @@ class Address(Record):
 
         Raises: UsageError for an unknown scheme or an empty target.
         """
+        from urllib.parse import parse_qs, unquote, urlsplit
+
         parts = urlsplit(text)
         if parts.scheme == "npipe":
             summary = f"cannot use {text}: named pipes exist on Windows only"
@@ -237,6 +240,9 @@ class Bridge:
 
     def __init__(self, dial: Callable[[], ByteStream]) -> None:
         self._dial = dial
+        import tempfile
+        from pathlib import Path
+
         self._dir = Path(tempfile.mkdtemp(prefix="crossdock-"))
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(self._dir / "s"))
@@ -298,6 +304,8 @@ class Bridge:
             stream.close()
         for thread in (self._accepting, *threads):
             thread.join(5)
+        import shutil
+
         shutil.rmtree(self._dir, ignore_errors=True)
 
 

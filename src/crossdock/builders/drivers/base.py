@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
-from crossdock.record import Record, field
+from crossdock.record import NamedTuple, Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,9 +19,20 @@ if TYPE_CHECKING:
     from crossdock.image.platform import Platform
     from crossdock.progress.events import EventSink
 
-__all__ = ["Driver", "NodeInfo", "Status"]
+__all__ = ["Driver", "GcPolicy", "NodeInfo", "Status"]
 
 Status: TypeAlias = Literal["inactive", "starting", "running", "stopping", "stopped"]
+
+
+class GcPolicy(NamedTuple):
+    """One rule by which a node drops cache; sizes in bytes, 0 where the rule says nothing."""
+
+    all: bool
+    filters: tuple[str, ...]
+    keep_duration_s: float
+    reserved_space: int
+    max_used_space: int
+    min_free_space: int
 
 
 class NodeInfo(Record):
@@ -35,6 +46,9 @@ class NodeInfo(Record):
     labels: Mapping[str, str] = field(default_factory=dict)
     #: human-readable "platform: how it is run" lines, only where the driver knows
     notes: tuple[str, ...] = ()
+    gc_policies: tuple[GcPolicy, ...] = ()
+    #: devices that steps may ask for, by name
+    devices: tuple[str, ...] = ()
     #: features by buildx's names, e.g. ``OCI exporter``
     features: Mapping[str, bool] = field(default_factory=dict)
 

@@ -5,19 +5,22 @@ Not for: how the daemon is started or dialled; that is each driver's own.
 
 from __future__ import annotations
 
-import base64
-import json
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from crossdock.builders.drivers.base import NodeInfo
+from crossdock.builders.drivers.abilities import (
+    attestation_attrs,
+    check_attestations,
+    check_outputs,
+    check_prune,
+    with_host_gateway,
+)
 from crossdock.builders.drivers.outputs import plan_outputs
 from crossdock.builders.drivers.plan import make_plan
-from crossdock.builders.drivers.questions import ask, fetch_dockerfile
-from crossdock.builders.result import BuildResult, BuiltIndex
-from crossdock.builders.usage import UsageRecord
-from crossdock.buildkit.session.content import ContentStores
-from crossdock.buildkit.session.filesend import FileSend
+from crossdock.builders.drivers.response import built_index, decode_metadata, layout_tags, write_index
+from crossdock.builders.localstate import save_state
+from crossdock.builders.result import BuildResult
+from crossdock.buildkit.session.server import new_id
 from crossdock.buildkit.solve import SolveOptions, solve
 from crossdock.errors import BuilderError, CrossdockError
 from crossdock.progress import VertexWarning
@@ -25,21 +28,32 @@ from crossdock.record import replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
+    from crossdock.builders.drivers.base import NodeInfo
     from crossdock.builders.drivers.outputs import Outputs
+    from crossdock.builders.drivers.plan import Plan
+    from crossdock.builders.model import Node, NodeGroup
     from crossdock.builders.request import BuildRequest
-    from crossdock.builders.usage import PruneRequest
+    from crossdock.builders.usage import PruneRequest, UsageRecord
     from crossdock.buildkit.client import Client, WorkerInfo
     from crossdock.buildkit.client import UsageRecord as DaemonRecord
+    from crossdock.buildkit.gateway import Gateway, GatewayResult
     from crossdock.cancel import CancelToken
     from crossdock.progress import Event, EventSink
 
-__all__ = ["BuildKitDriver"]
+__all__ = ["BuildKitDriver", "node_path"]
 
 _SNAPSHOTTER_LABEL = "org.mobyproject.buildkit.worker.snapshotter"
 #: seconds to wait for a daemon that should be running
 _READY_S = 20.0
+_PROBE_S = 20.0
+
+T = TypeVar("T")
+
+
+def node_path(group: NodeGroup, node: Node) -> str:
+    """Return ``builder/node``, the first parts of build references."""
+    return f"{group.name}/{node.name}"
 
 
 class BuildKitDriver:
@@ -53,25 +67,53 @@ class BuildKitDriver:
         connect: Callable[[], Client],
         *,
         name: str,
+        path: str,
         load: Callable[[Iterator[bytes]], None] | None = None,
     ) -> None:
+        """``name`` is for messages, ``path`` is :func:`node_path`; ``load`` streams an archive into a Docker Engine."""
         self._connect = connect
         self._name = name
+        self._path = path
         self._load = load
 
+    def client(self) -> Client:
+        """Return a new client of the node's daemon, to be closed by the caller. Raises: BuilderError."""
+        return self._connect()
+
     def info(self, cancel: CancelToken, /) -> NodeInfo:
-        """Ask the daemon; ``inactive`` when it does not answer."""
+        """Ask the daemon; ``inactive`` when nothing answers.
+
+        Raises: BuilderError when the daemon cannot be used: no permission, TLS that does not match.
+        """
+        from crossdock.builders.drivers.base import GcPolicy, NodeInfo
+
         try:
             with self._connect() as client, cancel.waking(client.close):
-                workers = client.workers(timeout_s=10)
-                version = client.info().version
-        except BuilderError:
+                workers = client.workers(timeout_s=_PROBE_S)
+                version = client.info(timeout_s=_PROBE_S).version
+        except BuilderError as exc:
+            cancel.check()
+            if not exc.retryable:
+                raise
             return NodeInfo(status="inactive")
         return NodeInfo(
             status="running",
-            version=version or workers[0].version.version,
+            version=version or (workers[0].version.version if workers else ""),
             platforms=tuple(dict.fromkeys(p for w in workers for p in w.platforms)),
             labels={k: v for w in workers for k, v in w.labels.items()},
+            gc_policies=tuple(
+                GcPolicy(
+                    p.all,
+                    p.filters,
+                    p.keep_duration_ns / 1e9,
+                    p.reserved_space,
+                    p.max_used_space,
+                    p.min_free_space,
+                )
+                for w in workers
+                for p in w.gc_policies
+            ),
+            devices=tuple(dict.fromkeys(d for w in workers for d in w.devices)),
             features=self._features(workers),
         )
 
@@ -101,43 +143,49 @@ class BuildKitDriver:
     def build(self, request: BuildRequest, sink: EventSink, cancel: CancelToken, /) -> BuildResult:
         """Run a build on the daemon."""
         failures: list[CrossdockError] = []
-        with self._connect() as client:
-            workers = client.workers()
+        with self._connect() as client, cancel.waking(client.close):
+            workers = _asked(client.workers, cancel)
             classic = self._classic_store(workers)
-            if classic and len(request.platforms) > 1:
-                summary = "the Docker Engine's classic image store cannot build several platforms at once"
-                hint = "use --builder embedded, or switch the Engine to the containerd image store"
-                raise BuilderError(summary, hint=hint)
+            self._check(request, classic=classic)
             if request.dockerfile.startswith(("http://", "https://")):
+                from crossdock.builders.drivers.questions import fetch_dockerfile
+
                 text = fetch_dockerfile(client, request, sink, cancel)
                 request = replace(request, dockerfile="", dockerfile_text=text)
+            if any("host-gateway" in h for h in request.add_hosts):
+                request = replace(request, add_hosts=with_host_gateway(request.add_hosts, workers))
             plan = make_plan(request, cancel=cancel, on_error=failures.append, stdin=_stdin(request))
             with plan.stack:
+                if self.engine and not request.pull:
+                    # What was built or loaded before is what FROM means there, not what a registry has.
+                    plan.attrs.setdefault("image-resolve-mode", "local")
                 if request.call != "build":
+                    from crossdock.builders.drivers.questions import ask
+
                     return BuildResult(metadata=ask(client, plan, request, sink, cancel))
                 outputs = plan_outputs(request, engine=self.engine, load=self._load)
-                attachables = list(plan.attachables)
-                if outputs.targets:
-                    attachables.append(FileSend(outputs.targets, on_error=failures.append))
-                if outputs.stores:
-                    attachables.append(ContentStores(outputs.stores))
-                options = _with_exports(plan.options(), outputs)
-                watcher = _Warnings(sink)
-                try:
-                    response = solve(client, options, attachables=attachables, sink=watcher, cancel=cancel)
-                except CrossdockError as exc:
-                    cancel.check()
-                    # What failed here, on the client, says more than the daemon's quotation of it.
-                    if failures:
-                        raise failures[0] from exc
-                    raise
+                build = _Build(client, plan, outputs, request, classic=classic, name=self._name)
+                result = build.run(sink, cancel, failures)
+            ref = f"{self._path}/{build.ref}"
+            metadata = {**decode_metadata(result), "buildx.build.ref": ref}
+            if request.metadata_provenance:
+                from crossdock.builders.drivers.response import provenance
+
+                metadata |= provenance(client, build.ref, request.metadata_provenance)
         if classic:
             self.push(outputs, sink, cancel)
         for layout in outputs.layouts:
-            _write_index(layout, response, request)
-        return BuildResult(
-            metadata=_metadata(response), index=_index(response), warnings=tuple(watcher.warnings)
-        )
+            write_index(layout, metadata["containerimage.descriptor"], layout_tags(request.tags))
+        for root, tag in plan.written if "cache.manifest" in metadata else ():
+            write_index(root, metadata["cache.manifest"], [tag])
+        save_state(ref, request)
+        return BuildResult(metadata=metadata, index=built_index(result), warnings=tuple(build.warnings))
+
+    def _check(self, request: BuildRequest, *, classic: bool) -> None:
+        if classic and len(request.platforms) > 1:
+            summary = "the Docker Engine's classic image store cannot build several platforms at once"
+            hint = "use --builder embedded, or switch the Engine to the containerd image store"
+            raise BuilderError(summary, hint=hint)
 
     def push(self, outputs: Outputs, sink: EventSink, cancel: CancelToken) -> None:
         """Push what a classic image store could not push itself; only the docker driver has such a store."""
@@ -145,11 +193,18 @@ class BuildKitDriver:
     def disk_usage(self, filters: Sequence[str], cancel: CancelToken, /) -> list[UsageRecord]:
         """List what the daemon's cache holds."""
         with self._connect() as client, cancel.waking(client.close):
-            return [_record(r) for r in client.disk_usage(filters)]
+            return [_record(r) for r in _asked(lambda: client.disk_usage(filters), cancel)]
 
     def prune(self, request: PruneRequest, cancel: CancelToken, /) -> list[UsageRecord]:
         """Remove cache records."""
-        with self._connect() as client:
+        with self._connect() as client, cancel.waking(client.close):
+            if request.max_used_space or request.min_free_space:
+                check_prune(
+                    max_used_space=request.max_used_space,
+                    min_free_space=request.min_free_space,
+                    caps=_caps(client, cancel),
+                    name=self._name,
+                )
             removed = client.prune(
                 filters=request.filters,
                 everything=request.all,
@@ -159,73 +214,108 @@ class BuildKitDriver:
                 min_free_space=request.min_free_space,
                 cancel=cancel,
             )
-            return [_record(r) for r in removed]
+            return _asked(lambda: [_record(r) for r in removed], cancel)
 
 
-class _Warnings:
-    """Passes events on and keeps the warnings."""
+class _Build:
+    """One build: we stand in the frontend's place, learn what the daemon can do, and have its own frontend do it."""
 
-    def __init__(self, sink: EventSink) -> None:
-        self._sink = sink
+    def __init__(
+        self,
+        client: Client,
+        plan: Plan,
+        outputs: Outputs,
+        request: BuildRequest,
+        *,
+        classic: bool,
+        name: str,
+    ) -> None:
+        self._client = client
+        self._plan = plan
+        self._outputs = outputs
+        self._request = request
+        self._classic = classic
+        self._name = name
+        self.ref = new_id()
         self.warnings: list[VertexWarning] = []
+        self._sink: EventSink | None = None
+
+    def run(self, sink: EventSink, cancel: CancelToken, failures: list[CrossdockError]) -> dict[str, str]:
+        self._sink = sink
+        attachables = self._plan.attachables
+        if self._outputs.targets:
+            from crossdock.buildkit.session.filesend import FileSend
+
+            attachables.append(FileSend(self._outputs.targets, on_error=failures.append))
+        if stores := {**self._plan.stores, **self._outputs.stores}:
+            from crossdock.buildkit.session.content import ContentStores
+
+            attachables.append(ContentStores(stores))
+        self._plan.attrs |= attestation_attrs(self._request, classic=self._classic)
+        options = replace(
+            self._plan.options(), frontend="", exports=tuple(self._outputs.exports), ref=self.ref
+        )
+        try:
+            return solve(
+                self._client,
+                options,
+                attachables=attachables,
+                sink=self,
+                cancel=cancel,
+                frontend=self._frontend,
+            )
+        except CrossdockError as exc:
+            cancel.check()
+            # What failed here, on the client, says more than the daemon's quotation of it.
+            if failures:
+                raise failures[0] from exc
+            raise
+
+    def _frontend(self, gateway: Gateway) -> GatewayResult | None:
+        check_outputs(len(self._outputs.exports), gateway.llb_caps, name=self._name)
+        check_attestations(self._request, gateway.llb_caps, classic=self._classic, name=self._name)
+        attrs = self._plan.attrs
+        return gateway.solve(
+            frontend="dockerfile.v0", frontend_opt=attrs, cache_imports=self._plan.cache_from
+        )
 
     def emit(self, event: Event, /) -> None:
+        """Pass events on and keep the warnings."""
         if isinstance(event, VertexWarning):
             self.warnings.append(event)
-        self._sink.emit(event)
+        if self._sink is not None:
+            self._sink.emit(event)
+
+
+def _asked(question: Callable[[], T], cancel: CancelToken) -> T:
+    """Ask; a connection that cancelling closed is a cancellation."""
+    try:
+        return question()
+    except CrossdockError:
+        cancel.check()
+        raise
+
+
+def _caps(client: Client, cancel: CancelToken) -> frozenset[str]:
+    """Return what the daemon's LLB understands, which it tells within builds only: here, one of nothing."""
+    from crossdock.progress import NullSink
+
+    found: list[frozenset[str]] = []
+
+    def frontend(gateway: Gateway) -> None:
+        found.append(gateway.llb_caps)
+
+    solve(client, SolveOptions(internal=True), sink=NullSink(), cancel=cancel, frontend=frontend)
+    return found[0]
 
 
 def _stdin(request: BuildRequest) -> Any:
     return os.fdopen(os.dup(0), "rb") if request.context == "-" else None
 
 
-def _with_exports(options: SolveOptions, outputs: Outputs) -> SolveOptions:
-    return replace(options, exports=tuple(outputs.exports))
-
-
-def _metadata(response: dict[str, str]) -> dict[str, Any]:
-    """Decode values that BuildKit sends as base64 JSON."""
-    out: dict[str, Any] = dict(response)
-    if text := response.get("containerimage.descriptor"):
-        out["containerimage.descriptor"] = json.loads(base64.b64decode(text))
-    if text := response.get("cache.manifest"):
-        out["cache.manifest"] = json.loads(text)
-    return out
-
-
-def _index(response: dict[str, str]) -> BuiltIndex | None:
-    text = response.get("containerimage.descriptor")
-    if not text:
-        return None
-    descriptor = json.loads(base64.b64decode(text))
-    media_type = str(descriptor.get("mediaType", ""))
-    if "index" not in media_type and "manifest.list" not in media_type:
-        return None
-    return BuiltIndex(digest=str(descriptor["digest"]), media_type=media_type, size=int(descriptor["size"]))
-
-
-def _write_index(root: Path, response: dict[str, str], request: BuildRequest) -> None:
-    """Add what was built to the layout's ``index.json``, replacing entries of the same name."""
-    descriptor = json.loads(base64.b64decode(response["containerimage.descriptor"]))
-    path = root / "index.json"
-    try:
-        index = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": []}
-    name_key = "org.opencontainers.image.ref.name"
-    tags = [t.rpartition(":")[2] if ":" in t.rpartition("/")[2] else "latest" for t in request.tags] or [""]
-    kept = [m for m in index["manifests"] if (m.get("annotations") or {}).get(name_key) not in tags]
-    for tag in tags:
-        annotations = {**descriptor.get("annotations", {}), **({name_key: tag} if tag else {})}
-        kept.append({**descriptor, **({"annotations": annotations} if annotations else {})})
-    index["manifests"] = kept
-    temporary = path.with_name(".index.json.new")
-    temporary.write_text(json.dumps(index))
-    temporary.replace(path)
-    (root / "oci-layout").write_text('{"imageLayoutVersion":"1.0.0"}')
-
-
 def _record(record: DaemonRecord) -> UsageRecord:
+    from crossdock.builders.usage import UsageRecord
+
     return UsageRecord(
         id=record.id,
         mutable=record.mutable,

@@ -5,17 +5,18 @@ Spec: features "docker" driver; docker/buildx ``driver/docker``.
 
 from __future__ import annotations
 
-import os
-import socket
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from crossdock.builders.dockerconfig import context_names, endpoint_of
-from crossdock.builders.drivers.buildkit import BuildKitDriver
+from crossdock.builders.dockerengine import ssh_command, tls_context
+from crossdock.builders.drivers.buildkit import BuildKitDriver, node_path
 from crossdock.builders.drivers.enginepush import push_image
 from crossdock.builders.drivers.steps import Step
 from crossdock.buildkit.client import Client
-from crossdock.buildkit.engine import EngineDialer, unix_connector
+from crossdock.buildkit.dial import open_tcp, open_tls
+from crossdock.buildkit.engine import EngineDialer, unix_dialer
+from crossdock.buildkit.transport import ProcessStream
 from crossdock.errors import BuilderError
 
 if TYPE_CHECKING:
@@ -24,12 +25,11 @@ if TYPE_CHECKING:
     from crossdock.builders.dockerconfig import DockerEndpoint
     from crossdock.builders.drivers.outputs import Outputs
     from crossdock.builders.model import Node, NodeGroup
+    from crossdock.buildkit.transport import ByteStream
     from crossdock.cancel import CancelToken
     from crossdock.progress import EventSink
 
-__all__ = ["DockerDriver", "engine_client", "engine_endpoint", "make"]
-
-_CONNECT_S = 10.0
+__all__ = ["DockerDriver", "engine_client", "engine_dialer", "engine_endpoint", "make"]
 
 
 class DockerDriver(BuildKitDriver):
@@ -37,8 +37,8 @@ class DockerDriver(BuildKitDriver):
 
     engine = True
 
-    def __init__(self, endpoint: DockerEndpoint) -> None:
-        super().__init__(lambda: engine_client(endpoint), name=endpoint.context)
+    def __init__(self, endpoint: DockerEndpoint, *, path: str = "default/default") -> None:
+        super().__init__(lambda: engine_client(endpoint), name=endpoint.context, path=path)
         self._endpoint = endpoint
 
     def push(self, outputs: Outputs, sink: EventSink, cancel: CancelToken) -> None:
@@ -57,8 +57,7 @@ class DockerDriver(BuildKitDriver):
 
 def make(group: NodeGroup, node: Node) -> DockerDriver:
     """Make the driver of a docker context."""
-    del group
-    return DockerDriver(engine_endpoint(node.endpoint))
+    return DockerDriver(engine_endpoint(node.endpoint), path=node_path(group, node))
 
 
 def engine_endpoint(text: str) -> DockerEndpoint:
@@ -71,51 +70,41 @@ def engine_endpoint(text: str) -> DockerEndpoint:
 
 def engine_client(endpoint: DockerEndpoint) -> Client:
     """Return a client of the BuildKit behind an endpoint; nothing is dialled yet."""
-    dialer = EngineDialer(_connector(endpoint), name=f"the Docker Engine at {endpoint.host}")
+    dialer = EngineDialer(engine_dialer(endpoint), name=f"the Docker Engine at {endpoint.host}")
     return Client.of_engine(dialer, name=endpoint.host)
 
 
-def _connector(endpoint: DockerEndpoint) -> Callable[[], socket.socket]:
+def engine_dialer(endpoint: DockerEndpoint) -> Callable[[], ByteStream]:
+    """Return a function that opens a stream to an Engine's API.
+
+    Raises: BuilderError for a scheme that cannot be reached. What is returned raises BuilderError.
+    """
     url = urlsplit(endpoint.host)
     if url.scheme == "unix":
-        return unix_connector(url.path)
+        return unix_dialer(url.path or "/var/run/docker.sock")
     if url.scheme in ("tcp", "http", "https") and url.hostname:
-        return _tcp_connector(endpoint, url.hostname, url.port)
-    if url.scheme == "ssh":
-        summary = f"cannot reach the Docker Engine at {endpoint.host}: ssh:// is not supported by this driver"
-        hint = "forward its socket (ssh -L /tmp/docker.sock:/var/run/docker.sock HOST) and set DOCKER_HOST"
-        raise BuilderError(summary, hint=hint)
+        return _tcp_dialer(endpoint, url.hostname, url.port)
+    if url.scheme == "ssh" and url.hostname:
+        argv = ssh_command(endpoint.host)
+        return lambda: ProcessStream(argv)
     summary = f"cannot reach the Docker Engine at {endpoint.host}: unknown scheme"
-    raise BuilderError(summary)
+    raise BuilderError(summary, hint="use unix://, tcp:// or ssh://")
 
 
-def _tcp_connector(endpoint: DockerEndpoint, host: str, port: int | None) -> Callable[[], socket.socket]:
+def _tcp_dialer(endpoint: DockerEndpoint, host: str, port: int | None) -> Callable[[], ByteStream]:
     secure = bool(endpoint.tls_dir) or endpoint.host.startswith("https")
+    context = tls_context(endpoint) if secure else None
 
-    def connect() -> socket.socket:
-        import ssl
-
+    def dial() -> ByteStream:
         try:
-            sock = socket.create_connection((host, port or (2376 if secure else 2375)), timeout=_CONNECT_S)
-            sock.settimeout(None)
-            if not secure:
-                return sock
-            ca = os.path.join(endpoint.tls_dir, "ca.pem")
-            context = ssl.create_default_context(cafile=ca if os.path.exists(ca) else None)
-            if not endpoint.tls_verify:
-                context.check_hostname = False
-                context.verify_mode = ssl.CERT_NONE
-            cert = os.path.join(endpoint.tls_dir, "cert.pem")
-            if os.path.exists(cert):
-                context.load_cert_chain(cert, os.path.join(endpoint.tls_dir, "key.pem"))
-            return context.wrap_socket(sock, server_hostname=host)
-        except ssl.SSLError as exc:
-            summary = f"TLS with the Docker Engine at {endpoint.host} failed: {exc.reason or exc}"
-            raise BuilderError(
-                summary, hint=f"check the certificates in {endpoint.tls_dir or 'the system'}"
-            ) from exc
+            below = open_tcp(host, port or (2376 if secure else 2375))
         except OSError as exc:
             summary = f"cannot connect to the Docker Engine at {endpoint.host}: {exc.strerror or exc}"
-            raise BuilderError(summary) from exc
+            raise BuilderError(summary, hint="is the Engine running?", retryable=True) from exc
+        if context is None:
+            return below
+        hint = f"check the certificates in {endpoint.tls_dir or 'the system'}"
+        what = f"the Docker Engine at {endpoint.host}"
+        return open_tls(below, context, server_name=host, what=what, hint=hint)
 
-    return connect
+    return dial

@@ -9,15 +9,17 @@ import contextlib
 import io
 import tarfile
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from crossdock.builders.dockerengine import load_image
 from crossdock.builders.drivers.base import NodeInfo
-from crossdock.builders.drivers.buildkit import BuildKitDriver
+from crossdock.builders.drivers.buildkit import BuildKitDriver, node_path
 from crossdock.builders.drivers.containeropts import ContainerOptions
-from crossdock.builders.drivers.docker import engine_endpoint
+from crossdock.builders.drivers.docker import engine_dialer, engine_endpoint
 from crossdock.builders.drivers.steps import Step
 from crossdock.buildkit.client import Client
+from crossdock.buildkit.transport import Bridge
 from crossdock.cancel import CancelToken
 from crossdock.errors import BuilderError
 
@@ -43,7 +45,7 @@ def make(group: NodeGroup, node: Node) -> DockerContainerDriver:
     """
     options = ContainerOptions.parse(node.driver_opts or {}, builder=group.name)
     return DockerContainerDriver(
-        f"buildx_buildkit_{node.name}",
+        node_path(group, node),
         engine_endpoint(node.endpoint),
         options,
         flags=list(node.flags or ()),
@@ -56,7 +58,7 @@ class DockerContainerDriver(BuildKitDriver):
 
     def __init__(
         self,
-        container: str,
+        path: str,
         endpoint: DockerEndpoint,
         options: ContainerOptions,
         *,
@@ -66,7 +68,8 @@ class DockerContainerDriver(BuildKitDriver):
         def load(chunks: Iterator[bytes]) -> None:
             load_image(endpoint, chunks, on_message=lambda _text: None, cancel=CancelToken())
 
-        super().__init__(self._client, name=container, load=load)
+        container = f"buildx_buildkit_{path.rpartition('/')[2]}"
+        super().__init__(self._client, name=container, path=path, load=load)
         self._container = container
         self._endpoint = endpoint
         self._options = options
@@ -81,11 +84,14 @@ class DockerContainerDriver(BuildKitDriver):
         if self._api_client is None:
             import docker
 
-            tls = docker_tls(self._endpoint)
+            base, tls = self._endpoint.host, docker_tls(self._endpoint)
+            if base.startswith("ssh://"):
+                # The SDK would want paramiko; a socket that leads to the program `ssh` does as well.
+                bridge = Bridge(engine_dialer(self._endpoint))
+                weakref.finalize(self, bridge.close)
+                base = f"http+{bridge.target}".replace("unix:", "unix://")
             with _engine_errors(self._endpoint):
-                self._api_client = docker.APIClient(
-                    base_url=self._endpoint.host, version="auto", tls=tls, timeout=60
-                )
+                self._api_client = docker.APIClient(base_url=base, version="auto", tls=tls, timeout=60)
         return self._api_client
 
     def _inspect(self) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from crossdock.builders.drivers.base import NodeInfo
-from crossdock.builders.drivers.buildkit import BuildKitDriver
+from crossdock.builders.drivers.buildkit import BuildKitDriver, node_path
 from crossdock.builders.drivers.kubemanifest import CONTAINER, Workload, make_workload
 from crossdock.builders.drivers.kubeopts import KubeOptions, workload_name
 from crossdock.builders.drivers.steps import Step
@@ -42,15 +42,15 @@ def make(group: NodeGroup, node: Node) -> KubernetesDriver:
 
     Raises: UsageError for an unknown or malformed driver option.
     """
-    return KubernetesDriver(node, KubeOptions.parse(node.driver_opts or {}, builder=group.name))
+    return KubernetesDriver(group, node, KubeOptions.parse(node.driver_opts or {}, builder=group.name))
 
 
 class KubernetesDriver(BuildKitDriver):
     """One Deployment or StatefulSet of BuildKit pods."""
 
-    def __init__(self, node: Node, options: KubeOptions) -> None:
+    def __init__(self, group: NodeGroup, node: Node, options: KubeOptions) -> None:
         name = workload_name(node.name)
-        super().__init__(self._client, name=name)
+        super().__init__(self._client, name=name, path=node_path(group, node))
         self._options = options
         query = parse_qs(urlsplit(node.endpoint).query)
         self._kubeconfig = query.get("kubeconfig", [""])[0] or None

@@ -13,8 +13,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from crossdock.buildkit.session.content import LayoutStore
-from crossdock.buildkit.session.filesend import DirectoryTarget, StreamTarget
+from crossdock.buildkit.session.layout import LayoutStore
+from crossdock.buildkit.session.targets import DirectoryTarget, StreamTarget
 from crossdock.buildkit.solve import Export
 from crossdock.errors import ExportError, UsageError
 from crossdock.record import Record, field

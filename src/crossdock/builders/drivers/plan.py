@@ -5,35 +5,30 @@ Spec: docker/buildx ``build/opt.go`` for the attributes; moby/buildkit ``fronten
 
 from __future__ import annotations
 
+import functools
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from crossdock.builders.agents import agent_sockets, implied_ssh
 from crossdock.builders.attributes import entitlements, frontend_attributes
-from crossdock.builders.layouts import find_layout
 from crossdock.builders.localpaths import context_directory, default_dockerfile, refuse_bake_contexts
 from crossdock.builders.nodeid import shared_key
 from crossdock.builders.parse import is_remote_context
-from crossdock.builders.secrets import read_secret
 from crossdock.buildkit.session.auth import Auth
-from crossdock.buildkit.session.content import ContentStores, LayoutStore
 from crossdock.buildkit.session.filesync import FileSync, LocalDir
-from crossdock.buildkit.session.secrets import Secrets
-from crossdock.buildkit.session.ssh import SshForward
-from crossdock.buildkit.session.upload import Upload
 from crossdock.buildkit.solve import CacheEntry, SolveOptions
-from crossdock.errors import ContextError, UsageError
+from crossdock.errors import ContextError
 from crossdock.record import Record, field
-from crossdock.registry import Credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from crossdock.builders.request import BuildRequest
+    from crossdock.buildkit.session.layout import LayoutStore
     from crossdock.buildkit.session.server import Attachable
     from crossdock.cancel import CancelToken
     from crossdock.errors import CrossdockError
+    from crossdock.registry import Credentials
 
 __all__ = ["Plan", "make_plan"]
 
@@ -51,6 +46,8 @@ class Plan(Record, frozen=False):
     shared_key: str = ""
     #: content stores by the name the daemon asks for
     stores: dict[str, LayoutStore] = field(default_factory=dict)
+    #: layouts whose index gets the cache that was exported, with the tag
+    written: tuple[tuple[Path, str], ...] = ()
     #: local directories by the name the daemon asks for
     directories: dict[str, Path] = field(default_factory=dict)
 
@@ -82,12 +79,22 @@ def make_plan(
         _contexts(request, plan, on_error, stdin)
         _attributes(request, plan)
         _caches(request, plan)
-        if plan.stores:
-            plan.attachables.append(ContentStores(plan.stores))
-        plan.attachables.append(Auth(Credentials(), cancel=cancel, on_error=on_error))
-        plan.attachables.append(Secrets({s.id: read_secret(s) for s in request.secrets}))
+        plan.attachables.append(Auth(logins, cancel=cancel, on_error=on_error))
+        if request.secrets:
+            from crossdock.builders.secrets import read_secret
+            from crossdock.buildkit.session.secrets import Secrets
+
+            plan.attachables.append(Secrets({s.id: read_secret(s) for s in request.secrets}))
         plan.stack = plan.stack.pop_all()
     return plan
+
+
+@functools.cache
+def logins() -> Credentials:
+    """Return the logins of docker's and podman's configurations, looked up when first needed."""
+    from crossdock.registry.credentials import Credentials
+
+    return Credentials()
 
 
 def _contexts(
@@ -101,6 +108,15 @@ def _contexts(
     plan.directories = {name: local.path for name, local in dirs.items()}
     if dirs:
         plan.attachables.append(FileSync(dirs, on_error=on_error))
+    _forward_agents(request, plan)
+
+
+def _forward_agents(request: BuildRequest, plan: Plan) -> None:
+    if not request.ssh and not is_remote_context(request.context):
+        return
+    from crossdock.builders.agents import agent_sockets, implied_ssh
+    from crossdock.buildkit.session.ssh import SshForward
+
     agents = agent_sockets(implied_ssh(request.context, request.ssh), plan.stack)
     if agents:
         plan.attachables.append(SshForward({name: str(path) for name, path in agents.items()}))
@@ -114,6 +130,8 @@ def _main_context(
         if stdin is None:
             summary = "the context is read from standard input, but there is none"
             raise ContextError(summary)
+        from crossdock.buildkit.session.upload import Upload
+
         upload = Upload()
         plan.attrs["context"] = upload.add(stdin)
         plan.attachables.append(upload)
@@ -154,6 +172,9 @@ def _scratch(plan: Plan) -> Path:
 
 def _named(name: str, value: str, dirs: dict[str, LocalDir], stores: dict[str, LayoutStore]) -> str:
     if value.startswith("oci-layout://"):
+        from crossdock.builders.layouts import find_layout
+        from crossdock.buildkit.session.layout import LayoutStore
+
         layout = find_layout(name, value)
         stores[f"oci:{layout.store}"] = LayoutStore(layout.root)
         return layout.text
@@ -166,44 +187,20 @@ def _named(name: str, value: str, dirs: dict[str, LocalDir], stores: dict[str, L
 
 def _attributes(request: BuildRequest, plan: Plan) -> None:
     plan.attrs.update(frontend_attributes(request))
-    for kind, params in request.attests.items():
-        if params is not None:
-            plan.attrs[f"attest:{kind}"] = ",".join(f"{k}={v}" for k, v in params.items())
     plan.entitlements = list(entitlements(request))
 
 
 def _caches(request: BuildRequest, plan: Plan) -> None:
-    def entry(spec: Mapping[str, str], key: str) -> CacheEntry:
-        attrs = dict(spec)
-        kind = attrs.pop("type", "registry")
-        if kind == "local":
-            path = attrs.pop(key, "")
-            if not path:
-                summary = f"local cache needs {key}=DIRECTORY"
-                raise UsageError(summary)
-            root = Path(path).absolute()
-            if key == "src":
-                attrs.setdefault("digest", _cache_digest(root, attrs.pop("tag", "latest")))
-            plan.stores[f"local:{root}"] = LayoutStore(root, writable=key == "dest")
-            attrs[key] = str(root)
-        return CacheEntry(type=kind, attrs=attrs)
-
-    plan.cache_from = tuple(entry(c, "src") for c in request.cache_from)
-    plan.cache_to = tuple(entry(c, "dest") for c in request.cache_to)
-
-
-def _cache_digest(root: Path, tag: str) -> str:
+    if not request.cache_from and not request.cache_to:
+        return
     import json
 
-    try:
-        index = json.loads((root / "index.json").read_bytes())
-    except (OSError, ValueError) as exc:
-        summary = f"local cache {root}: cannot read index.json: {exc}"
-        raise ContextError(
-            summary, hint="export a cache there first with --cache-to type=local,dest=…"
-        ) from exc
-    for item in index.get("manifests") or []:
-        if (item.get("annotations") or {}).get("org.opencontainers.image.ref.name", "latest") == tag:
-            return str(item.get("digest"))
-    summary = f"local cache {root} has no tag {tag!r}"
-    raise ContextError(summary)
+    from crossdock.builders.drivers.caches import plan_caches
+
+    caches = plan_caches(request.cache_from, request.cache_to)
+    plan.cache_from, plan.cache_to, plan.written = caches.imports, caches.exports, caches.written
+    plan.stores.update(caches.stores)
+    if caches.imports:
+        # The frontend solves in the build's name, and takes what it may reuse from here.
+        entries = [{"Type": c.type, "Attrs": dict(c.attrs)} for c in caches.imports]
+        plan.attrs["cache-imports"] = json.dumps(entries)

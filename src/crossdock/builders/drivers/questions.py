@@ -111,11 +111,11 @@ def fetch_dockerfile(client: Client, request: BuildRequest, sink: EventSink, can
 
     Raises: ContextError when it is too large; what the daemon reports.
     """
+    from crossdock.builders.drivers.plan import logins
     from crossdock.builders.secrets import read_secret
     from crossdock.dockerfile.contexts import http_source, named
     from crossdock.llb.codec import marshal
     from crossdock.llb.graph import Node, Output
-    from crossdock.registry import Credentials
 
     url = request.dockerfile
     title = f"[internal] load remote build definition {url}"
@@ -129,7 +129,7 @@ def fetch_dockerfile(client: Client, request: BuildRequest, sink: EventSink, can
         return None
 
     attachables: list[Attachable] = [
-        Auth(Credentials(), cancel=cancel, on_error=lambda _: None),
+        Auth(logins, cancel=cancel, on_error=lambda _: None),
         Secrets({s.id: read_secret(s) for s in request.secrets}),
     ]
     solve(client, SolveOptions(), attachables=attachables, sink=sink, cancel=cancel, frontend=frontend)

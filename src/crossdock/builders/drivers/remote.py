@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crossdock.builders.drivers.buildkit import BuildKitDriver
+from crossdock.builders.drivers.buildkit import BuildKitDriver, node_path
 from crossdock.buildkit.client import Client
 from crossdock.buildkit.transport import TlsOptions
 from crossdock.errors import UsageError
@@ -34,7 +34,9 @@ def make(group: NodeGroup, node: Node) -> BuildKitDriver:
             summary = f"builder {group.name!r}: unknown driver option {name!r} for the remote driver"
             raise UsageError(summary, hint=f"options: {', '.join(_OPTIONS)}")
     tls = _tls(options)
-    return BuildKitDriver(lambda: Client(node.endpoint, tls=tls), name=node.endpoint)
+    return BuildKitDriver(
+        lambda: Client(node.endpoint, tls=tls), name=node.endpoint, path=node_path(group, node)
+    )
 
 
 def _tls(options: Mapping[str, str]) -> TlsOptions | None:

@@ -95,6 +95,11 @@ class Call:
             raise RpcError(INTERNAL, f"{len(found)} messages where one was expected")
         return found[0]
 
+    @property
+    def ended(self) -> bool:
+        """Whether the peer has said its last word."""
+        return self._stream.remote_ended or self._stream.error is not None
+
     def cancel(self) -> None:
         """End the call on both sides; whoever waits gets CANCELLED. Idempotent; safe from any thread."""
         self._cancelled = True

@@ -347,6 +347,8 @@ class Connection:
             with contextlib.suppress(ConnectionLost):
                 self._write(_frame(_GOAWAY, 0, 0, struct.pack(">II", self._last_peer, code)))
             self._fail(ConnectionLost(str(exc)))
+        except ConnectionLost as exc:
+            self._fail(exc)  # an acknowledgement could not be sent
         else:
             self._fail(ConnectionLost(self._why("the peer closed it")))
         self._bytes.close()

@@ -6,7 +6,6 @@ Spec: grpc/grpc ``doc/PROTOCOL-HTTP2.md``.
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
     from crossdock.buildkit.transport import ByteStream
 
 __all__ = ["Handler", "Server", "ServerCall", "unary"]
-
-_log = logging.getLogger("crossdock.buildkit.rpc")
 
 _RESPONSE: Headers = [(":status", "200"), ("content-type", "application/grpc")]
 
@@ -201,9 +198,11 @@ class Server:
                 handler(call)
             except RpcError as exc:
                 error = exc
-            except Exception:  # noqa: BLE001 - logged, and the peer is told
+            except Exception:
                 # The peer must get an answer, or it would wait for ever; the defect itself is for the log.
-                _log.exception("%s failed", method)
+                import logging
+
+                logging.getLogger("crossdock.buildkit.rpc").exception("%s failed", method)
                 error = RpcError(INTERNAL, f"{method} failed on the client")
         if error is not None and error.code == "CANCELLED":
             stream.reset(CANCEL)

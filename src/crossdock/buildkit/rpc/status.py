@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import binascii
 from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote
 
 if TYPE_CHECKING:
     from crossdock.buildkit.rpc.http2 import Headers
@@ -66,6 +65,11 @@ class RpcError(Exception):
         #: a serialised ``google.rpc.Status``; empty when there are no details
         self.details = details
 
+    @property
+    def number(self) -> int:
+        """The code as it travels."""
+        return _NUMBERS.get(self.code, 2)
+
     @classmethod
     def from_reset(cls, code: int) -> RpcError:
         """Return the error of a stream that was reset."""
@@ -83,6 +87,8 @@ class RpcError(Exception):
         if status == "0":
             return None
         known = status.isdigit() and int(status) < len(CODES)
+        from urllib.parse import unquote  # only failures need it
+
         message = unquote(fields.get("grpc-message", ""), errors="replace")
         details = fields.get("grpc-status-details-bin")
         return cls(
@@ -94,9 +100,10 @@ def status_trailers(error: RpcError | None) -> Headers:
     """Return the trailers that say how a call ended."""
     if error is None:
         return [("grpc-status", "0")]
-    number = _NUMBERS.get(error.code, 2)
+    from urllib.parse import quote
+
     message = quote(error.message.encode(errors="replace"), safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~")
-    out = [("grpc-status", str(number)), ("grpc-message", message)]
+    out = [("grpc-status", str(error.number)), ("grpc-message", message)]
     if error.details:
         out.append(("grpc-status-details-bin", encode_binary(error.details)))
     return out

@@ -32,11 +32,12 @@ class Auth:
 
     def __init__(
         self,
-        credentials: Credentials,
+        credentials: Callable[[], Credentials],
         *,
         cancel: CancelToken,
         on_error: Callable[[CrossdockError], None] | None = None,
     ) -> None:
+        # Made when first asked: most builds need no login, and reading configurations has its price.
         self._credentials = credentials
         self._cancel = cancel
         self._on_error = on_error
@@ -51,7 +52,7 @@ class Auth:
         del call
         host = _HUB.get(request.Host, request.Host)
         try:
-            login = self._credentials.lookup(host, "", cancel=self._cancel)
+            login = self._credentials().lookup(host, "", cancel=self._cancel)
         except CrossdockError as exc:
             if self._on_error is not None:
                 self._on_error(exc)

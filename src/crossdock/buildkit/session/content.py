@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
 import secrets
 import threading
 from typing import TYPE_CHECKING, BinaryIO
@@ -27,32 +26,16 @@ from crossdock.buildkit.rpc.status import (
     PERMISSION_DENIED,
     RpcError,
 )
+from crossdock.buildkit.session.layout import DIGEST, LayoutStore
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from crossdock.buildkit.rpc.serve import Handler, ServerCall
 
-__all__ = ["ContentStores", "LayoutStore"]
+__all__ = ["ContentStores"]
 
 _CHUNK = 1 << 20
-_DIGEST = re.compile(r"(sha256|sha384|sha512):[0-9a-f]{64,128}\Z")
-
-
-class LayoutStore:
-    """The blobs of one OCI layout directory."""
-
-    def __init__(self, root: Path, *, writable: bool = False) -> None:
-        self.root = root
-        self.writable = writable
-
-    def path(self, digest: str) -> Path | None:
-        """Return where a blob lies or would lie; ``None`` for a malformed digest."""
-        if not _DIGEST.match(digest):
-            return None
-        algorithm, _, value = digest.partition(":")
-        return self.root / "blobs" / algorithm / value
 
 
 class _Ingest:
@@ -119,7 +102,7 @@ class ContentStores:
         found = [
             self._info(store, f"{path.parent.name}:{path.name}")
             for path in sorted(blobs.glob("*/*"))
-            if _DIGEST.match(f"{path.parent.name}:{path.name}")
+            if DIGEST.match(f"{path.parent.name}:{path.name}")
         ]
         if found:
             call.send(content_pb2.ListContentResponse(info=found).SerializeToString())

@@ -8,36 +8,21 @@ Spec: moby/buildkit ``session/filesync``, metadata ``buildkit-attachable-exporte
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from crossdock.buildkit.proto import filesync_pb2
 from crossdock.buildkit.rpc.messages import prefixed
 from crossdock.buildkit.rpc.status import FAILED_PRECONDITION, NOT_FOUND, RpcError
 from crossdock.buildkit.session.receive import Receiver
+from crossdock.buildkit.session.targets import DirectoryTarget, StreamTarget
 from crossdock.errors import CrossdockError, ExportError
-from crossdock.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from crossdock.buildkit.rpc.serve import Handler, ServerCall
 
-__all__ = ["DirectoryTarget", "FileSend", "StreamTarget"]
-
-
-class DirectoryTarget(Record):
-    """A directory to fill; ``mirror`` removes what is not sent."""
-
-    path: Path
-    mirror: bool = False
-
-
-class StreamTarget(Record):
-    """A byte stream to write; ``finish(ok)`` closes it, and removes it again when not ``ok``."""
-
-    open: Callable[[Mapping[str, str]], BinaryIO]
-    finish: Callable[[BinaryIO, bool], None]
+__all__ = ["FileSend"]
 
 
 class FileSend:

@@ -14,7 +14,6 @@ import queue
 import stat as st
 import threading
 from typing import TYPE_CHECKING
-from urllib.parse import unquote_plus
 
 from crossdock.buildkit.proto import wire_pb2
 from crossdock.buildkit.rpc.messages import prefixed
@@ -96,6 +95,8 @@ def _option(call: ServerCall, name: str) -> tuple[str, ...]:
     """Read one of the request's headers, undoing the escapes of non-ASCII values."""
     values = call.metadata(name)
     if next(iter(call.metadata(f"{name}-encoded")), "") in ("1", "true", "t", "T", "TRUE", "True"):
+        from urllib.parse import unquote_plus
+
         return tuple(map(unquote_plus, values))
     return values
 

@@ -1,0 +1,100 @@
+"""What a daemon can do, and the attributes and refusals that follow from it.
+
+Spec: docker/buildx ``build/opt.go`` (attestations, several outputs, host-gateway), ``commands/prune.go``.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from crossdock.errors import BuilderError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from crossdock.builders.request import BuildRequest
+    from crossdock.buildkit.client import WorkerInfo
+
+__all__ = ["attestation_attrs", "check_attestations", "check_outputs", "check_prune", "with_host_gateway"]
+
+_ATTESTATIONS = "exporter.image.attestations"
+_SEVERAL = "exporter.multiple"
+_FREE_SPACE = "gc.freespacefilter"
+_GATEWAY_LABEL = "org.mobyproject.buildkit.worker.moby.host-gateway-ip"
+_DEFAULT_PROVENANCE = "mode=min,inline-only=true"
+
+
+def attestation_attrs(request: BuildRequest, *, classic: bool) -> dict[str, str]:
+    """Return the ``attest:*`` attributes: those asked for, and provenance unless it was switched off.
+
+    A daemon that knows none of them ignores them; :func:`check_attestations` refuses what was asked for then.
+    Raises: UsageError for the value of ``BUILDX_NO_DEFAULT_ATTESTATIONS``.
+    """
+    attrs = {
+        f"attest:{kind}": ",".join(f"{k}={v}" for k, v in params.items())
+        for kind, params in request.attests.items()
+        if params is not None
+    }
+    if not classic and "provenance" not in request.attests and not _switched_off():
+        attrs["attest:provenance"] = _DEFAULT_PROVENANCE
+    return attrs
+
+
+def check_attestations(request: BuildRequest, caps: frozenset[str], *, classic: bool, name: str) -> None:
+    """Refuse attestations that were asked for and cannot be made. Raises: BuilderError."""
+    kinds = ", ".join(sorted(kind for kind, params in request.attests.items() if params is not None))
+    if kinds and classic:
+        summary = f"the Docker Engine's classic image store cannot keep attestations ({kinds})"
+        hint = "use --builder embedded, or switch the Engine to the containerd image store"
+        raise BuilderError(summary, hint=hint)
+    if kinds and _ATTESTATIONS not in caps:
+        raise _too_old(name, f"attestations ({kinds})", "v0.11")
+
+
+def _switched_off() -> bool:
+    text = os.environ.get("BUILDX_NO_DEFAULT_ATTESTATIONS", "")
+    if text.lower() not in ("", "0", "f", "false", "1", "t", "true"):
+        summary = f"invalid BUILDX_NO_DEFAULT_ATTESTATIONS {text!r}: not a boolean"
+        raise UsageError(summary)
+    return text.lower() in ("1", "t", "true")
+
+
+def check_outputs(count: int, caps: frozenset[str], *, name: str) -> None:
+    """Refuse several outputs where the daemon makes one. Raises: BuilderError."""
+    if count > 1 and _SEVERAL not in caps:
+        raise _too_old(name, f"{count} outputs of one build", "v0.13")
+
+
+def check_prune(*, max_used_space: int, min_free_space: int, caps: frozenset[str], name: str) -> None:
+    """Refuse limits that the daemon would ignore. Raises: BuilderError."""
+    if (max_used_space or min_free_space) and _FREE_SPACE not in caps:
+        what = "--max-used-space" if max_used_space else "--min-free-space"
+        raise _too_old(name, what, "v0.17")
+
+
+def _too_old(name: str, what: str, version: str) -> BuilderError:
+    summary = f"{name}: the BuildKit daemon is too old for {what}"
+    return BuilderError(summary, hint=f"BuildKit {version} or later is needed")
+
+
+def with_host_gateway(add_hosts: Sequence[str], workers: Sequence[WorkerInfo]) -> tuple[str, ...]:
+    """Replace ``host-gateway`` by the address that a Docker Engine tells.
+
+    Raises: BuilderError where there is no such address.
+    """
+    out = []
+    for entry in add_hosts:
+        separator = "=" if "=" in entry else ":"
+        host, _, address = entry.partition(separator)
+        if address == "host-gateway":
+            address = next((a for w in workers if (a := _gateway_of(w.labels))), "")
+            if not address:
+                summary = "unable to derive the IP value for host-gateway: this builder's driver tells none"
+                raise BuilderError(summary, hint=f"give an address: --add-host {host}{separator}IP")
+        out.append(f"{host}{separator}{address}")
+    return tuple(out)
+
+
+def _gateway_of(labels: Mapping[str, str]) -> str:
+    return labels.get(_GATEWAY_LABEL, "")
