@@ -30,7 +30,8 @@ def run(args: Sequence[str], *, program: str) -> int:
     if name == "buildctl":
         return _run_buildctl(args)
     if name == "buildkitd":
-        args, name = ["serve", *args], "crossdock"
+        stand_in = ["version"] if list(args) in (["--version"], ["-v"]) else ["serve", *args]
+        args, name = stand_in, "crossdock"
     return _run(list(args), Globals(program=name, plugin=False))
 
 
