@@ -13,7 +13,8 @@ import pytest
 
 from crossdock import build as crossdock_build
 from crossdock.errors import ExportError, SolveError, UsageError
-from integration.attest.attestkit import SLSA_02, SLSA_1, build
+from integration.attest.attestkit import SLSA_02, SLSA_1, Layout, build
+from integration.dockerfile.origins import make_repository
 from support.servers import skopeo
 
 if TYPE_CHECKING:
@@ -247,8 +248,7 @@ def test_every_platform_has_its_own(context: Path, tmp_path: Path, base: BaseIma
         assert result.metadata[f"buildx.build.provenance/{name}"]["invocation"]
 
 
-def test_a_git_context_is_a_material_with_its_commit(tmp_path: Path) -> None:
-    repo = tmp_path / "repo.git"
+def test_a_context_in_a_work_tree_tells_of_it(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     (work / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
@@ -268,7 +268,6 @@ def test_a_git_context_is_a_material_with_its_commit(tmp_path: Path) -> None:
     git("commit", "-q", "-m", "first")
     commit = git("rev-parse", "HEAD")
     git("remote", "add", "origin", "https://user:hunter2@example.org/team/app.git")
-    subprocess.run(["git", "clone", "-q", "--bare", str(work), str(repo)], check=True)
     layout = build(work, tmp_path / "out", "type=provenance")
     (statement,) = layout.statements()
     metadata = statement["predicate"]["runDetails"]["metadata"]["buildkit_metadata"]
@@ -347,3 +346,48 @@ def test_only_the_run_itself_differs_between_equal_builds(context: Path, tmp_pat
             "no-cache", None
         )
     assert first == second
+
+
+def test_remote_contexts_and_downloads_are_materials(
+    tmp_path: Path, served: tuple[Path, str], crossdock: Crossdock
+) -> None:
+    www, url = served
+    (www / "data").write_text("downloaded")
+    text = f"FROM scratch\nADD {url}/data /\nCOPY top /\n"
+    commit = make_repository(tmp_path / "repo", {"Dockerfile": text, "top": "1"}, www / "r.git")
+    context, archive = f"{url}/r.git#main", tmp_path / "out"
+    provenance = "type=provenance,mode=min,complete-materials=true"
+    crossdock("build", f"--attest={provenance}", "-o", f"type=oci,tar=false,dest={archive}", context).ok()
+    (statement,) = Layout(archive).statements()
+    definition = statement["predicate"]["buildDefinition"]
+    assert definition["resolvedDependencies"] == [
+        {"uri": context, "digest": {"sha1": commit}},
+        {"uri": f"{url}/data", "digest": {"sha256": hashlib.sha256(b"downloaded").hexdigest()}},
+    ]
+    assert definition["externalParameters"]["configSource"] == {
+        "uri": context,
+        "digest": {"sha1": commit},
+        "path": "Dockerfile",
+    }
+    metadata = statement["predicate"]["runDetails"]["metadata"]
+    assert metadata["buildkit_completeness"] == {"request": True, "resolvedDependencies": True}
+    assert metadata["buildkit_hermetic"] is True, "no step ran"
+
+
+def test_the_metadata_file_has_it_without_the_image(
+    context: Path, tmp_path: Path, crossdock: Crossdock
+) -> None:
+    def metadata(**env: str) -> dict[str, Any]:
+        path = tmp_path / "metadata.json"
+        output = f"type=oci,tar=false,dest={tmp_path}/out"
+        crossdock("build", "--metadata-file", path, "-o", output, context, env=env).ok()
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
+    assert "buildx.build.provenance" not in metadata()
+    found = metadata(BUILDX_METADATA_PROVENANCE="max")
+    assert found["containerimage.descriptor"]["mediaType"].endswith("manifest.v1+json")
+    provenance = found["buildx.build.provenance"]
+    assert provenance["buildConfig"]["llbDefinition"]
+    assert provenance["metadata"]["buildInvocationID"]
+    crossdock("build", context, env={"BUILDX_METADATA_PROVENANCE": "sometimes"}).failed(1)

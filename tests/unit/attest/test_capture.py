@@ -53,7 +53,7 @@ def test_each_kind_of_source_is_a_material() -> None:
         source("git://example.org/app.git#main:sub", git_fullurl="https://user:word@example.org/app.git"),
         source("local://context"),
     )
-    pins = {
+    pins: dict[str, str] = {
         graph.node.inputs[2].node.digest: DIGEST,
         graph.node.inputs[3].node.digest: COMMIT,
     }

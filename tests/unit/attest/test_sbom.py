@@ -52,8 +52,8 @@ def test_malformed_subjects_are_an_error(subject: object) -> None:
 
 def test_files_are_found_in_the_highest_layer_that_has_them(tmp_path: Path) -> None:
     bottom, top = tmp_path / "bottom", tmp_path / "top"
-    for folder, names in ((bottom, ("a", "d/b", "gone")), (top, ("d/b",))):
-        for name in names:
+    for folder, held in ((bottom, ["a", "d/b", "gone"]), (top, ["d/b"])):
+        for name in held:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text("x")
     (top / "link").symlink_to(tmp_path)
