@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import tarfile
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ _ENGINE_FIELDS = (
 )
 #: the Engines run without a network of their own
 _COMMON = ("--network=host",)
+#: BuildKit makes mount points there for a step and removes them, which Crossdock undoes
+_TOUCHED = ("etc", "tmp")
 
 
 @dataclass
@@ -103,7 +106,7 @@ def _built(config: dict[str, Any], tree: Path, *, old: bool) -> Built:
     kept["config"] = {
         k: v for k, v in (config.get("config") or {}).items() if v not in (None, "", [], {}, False)
     }
-    return Built(kept, history, _entries(tree))
+    return Built(kept, history, _entries(tree, old=old))
 
 
 def _current_words(text: str, *, old: bool) -> str:
@@ -124,8 +127,9 @@ def _current_words(text: str, *, old: bool) -> str:
     return text
 
 
-def _entries(path: Path) -> dict[str, tuple[object, ...]]:
+def _entries(path: Path, *, old: bool) -> dict[str, tuple[object, ...]]:
     found: dict[str, tuple[object, ...]] = {}
+    now = time.time_ns() // 10**9
     with tarfile.open(path) as tar:
         for entry in tar:
             name = entry.name.strip("/").removeprefix("./")
@@ -136,7 +140,10 @@ def _entries(path: Path) -> dict[str, tuple[object, ...]]:
             elif entry.islnk():
                 what = found[entry.linkname.strip("/")][-1]
             kind = "file" if entry.isfile() or entry.islnk() else entry.type.decode()
-            found[name] = (kind, oct(entry.mode), entry.uid, entry.gid, what)
+            # What the build made just now has a time of its own.
+            timeless = name in _TOUCHED or (old and entry.isdir())  # 0.8 does not keep directories' times
+            when = int(entry.mtime) if entry.mtime < now - 3600 and not timeless else "new"
+            found[name] = (kind, oct(entry.mode), entry.uid, entry.gid, when, what)
     found.pop("", None)
     found.pop(".", None)
     return found
