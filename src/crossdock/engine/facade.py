@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from crossdock.engine.cache.view import View
     from crossdock.engine.exporters.model import ExportContext, ExporterSpec, ExportResult, PlatformImage
     from crossdock.engine.facade_caches import EngineCaches
+    from crossdock.engine.fresh import FreshRun
     from crossdock.engine.ops.env import OpEnv
     from crossdock.engine.remotecache.importer import ImportedCaches
     from crossdock.engine.remotecache.mounts import MountUse
@@ -227,7 +228,7 @@ class Engine:
         from crossdock.engine.facade_solve import ProgressWatcher, display_name, load_graph, record_type
 
         graph = load_graph(
-            wanted, env=env, locals_=locals_, images=self._image_source, nonce=os.urandom(8).hex()
+            wanted, env=env, locals_=locals_, images=self._image_source, nonce=self._shared.fresh_nonce
         )
         for vertex, node in graph.nodes.items():
             self._shared.keys.steps[vertex.partition("!")[0]] = (record_type(node), display_name(node))
@@ -586,6 +587,7 @@ class _Shared:
         self.pins: dict[str, str] = {}
         #: directories of solves that are over, which a step shared with another solve may still read
         self._retired: list[LocalSources] = []
+        self._fresh: list[FreshRun] = []
 
     def begin(self) -> None:
         """Note that a solve starts."""
@@ -599,8 +601,19 @@ class _Shared:
             self._retired.append(locals_)
             self._solving -= 1
             last = not self._solving
+            if last:
+                self._end_fresh()
         if last and self.scheduler.settle(_SETTLE_S):
             self._close_retired()
+
+    def fresh_nonce(self) -> str:
+        """Return the nonce of a solve that ignores the cache; other processes may join until the last solve is over."""
+        from crossdock.engine.fresh import FreshRun
+
+        run = FreshRun(self._store.layout.locks)
+        with self._lock:
+            self._fresh.append(run)
+        return run.nonce()
 
     def renew_lease(self) -> None:
         """Give up everything leased, when no solve is at work."""
@@ -644,6 +657,11 @@ class _Shared:
         with self._leases:
             self.scheduler.close()
             self._close_retired()
+
+    def _end_fresh(self) -> None:
+        fresh, self._fresh = self._fresh, []
+        for run in fresh:
+            run.close()
 
     def _close_retired(self) -> None:
         with self._lock:

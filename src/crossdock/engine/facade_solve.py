@@ -130,7 +130,7 @@ def load_graph(
     env: OpEnv,
     locals_: LocalSources,
     images: Callable[[], ImageSource],
-    nonce: str,
+    nonce: Callable[[], str],
 ) -> LoadedGraph:
     """Turn LLB into vertices.
 
@@ -140,6 +140,7 @@ def load_graph(
     """
     graph = LoadedGraph()
     ids: dict[str, str] = {}
+    fresh, own_salt = "", os.urandom(8).hex()
     for node in walk(outputs):
         salt = ""
         own_nonce = ""
@@ -147,7 +148,8 @@ def load_graph(
             if node.op.identifier.startswith("local://"):
                 salt = locals_.identity
         elif node.metadata.ignore_cache:
-            salt = own_nonce = nonce
+            fresh = fresh or nonce()
+            salt, own_nonce = own_salt, fresh
         inputs = tuple((ids[i.node.digest], i.index) for i in node.inputs)
         vertex = _vertex_id(node, [name for name, _ in inputs], salt)
         ids[node.digest] = vertex

@@ -228,8 +228,6 @@ class Execute(NamedTuple):
     key: str | None
     aliases: tuple[str, ...]
     inputs: tuple[Result, ...]
-    #: whether to look the key up once more when it is our turn to produce it
-    recheck: bool
 
 
 class Cancel(NamedTuple):

@@ -348,7 +348,7 @@ class Scheduler:
         if key is None:
             return RunDone(command.token, tuple(command.op.execute(command.inputs, ctx)))
         with self._cache.exclusive(key, ctx.cancel):
-            found = self._cache.lookup(key) if command.recheck else None
+            found = self._cache.lookup(key)
             # Under another canonical key it would be a result that our users are not keyed by.
             results = found.results if found is not None and found.canonical == key else None
             cached = results is not None

@@ -339,7 +339,7 @@ class SolverState:
         self._move(vertex, _RUNNING)
         self._out.append(Notify(vertex.id, "started", tuple(sorted(vertex.loaded_by))))
         self._issue(
-            vertex, Execute(self._token(vertex), vertex.id, vertex.op, key, aliases, inputs, not vertex.nonce)
+            vertex, Execute(self._token(vertex), vertex.id, vertex.op, key, aliases, inputs)
         )
 
     def _mirror(self, vertex: _Vertex) -> None:
