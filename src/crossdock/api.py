@@ -55,6 +55,7 @@ def build(
     add_hosts: Sequence[str] = (),
     annotations: Sequence[str] = (),
     attests: Sequence[str] = (),
+    explain: bool = False,
 ) -> BuildResult:
     """Build an image and return what was made.
 
@@ -62,6 +63,7 @@ def build(
     builder's own. ``push`` and ``load`` add outputs as the flags do; further ``outputs`` are written as for
     ``--output``. ``secrets`` maps ids to a :class:`Secret` or bytes (the value), or a path. ``on_event`` is called with
     every progress event, one at a time but perhaps from another thread; an exception of it ends an embedded build. ``cancel`` ends the build from any thread.
+    With ``explain`` the result's ``explanation`` says why steps were not cached (embedded builder).
 
     Raises: CrossdockError of the kind that says what went wrong; Cancelled.
     """
@@ -92,6 +94,7 @@ def build(
         add_hosts=tuple(add_hosts),
         annotations=tuple(annotations),
         attests=attests,
+        explain=explain,
     )
     chosen = builder if isinstance(builder, Builder) else Builder.get(builder)
     return chosen.build(request, on_event=on_event, cancel=cancel)

@@ -53,6 +53,8 @@ class BuildRequest(Record):
     no_cache: bool = False
     #: stages to rebuild
     no_cache_filter: tuple[str, ...] = ()
+    #: say why steps were not cached
+    explain: bool = False
     #: re-resolve every image
     pull: bool = False
     #: ``default``, ``host`` or ``none``

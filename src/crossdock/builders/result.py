@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from crossdock.record import Record, field
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from crossdock.image.config import ImageConfig
     from crossdock.image.platform import Platform
@@ -50,6 +50,12 @@ class BuildResult(Record):
     def digest(self) -> str:
         """Digest of what a tag points to: the index, or the only manifest; ``""`` when no image was made."""
         return str(self.metadata.get("containerimage.digest", ""))
+
+    @property
+    def explanation(self) -> Sequence[Mapping[str, Any]]:
+        """Why steps were not cached, for a build with ``explain``: ``step``, ``reasons``, ``files``, ``filesChanged``."""
+        found: Sequence[Mapping[str, Any]] = self.metadata.get("crossdock.explain", ())
+        return found
 
     @property
     def image_id(self) -> str:

@@ -51,6 +51,7 @@ _PROGRESS = (
 @flag("--call", default="build", help='Set method for evaluating build ("check", "outline", "targets")')
 @flag("--cgroup-parent", help='Set the parent cgroup for the "RUN" instructions during build')
 @flag("--check", kind="bool", help='Shorthand for "--call=check"')
+@flag("--explain", kind="bool", help="Say why steps were not cached")
 @flag("-f", "--file", "file", help='Name of the Dockerfile (default: "PATH/Dockerfile")')
 @flag("--iidfile", help="Write the image ID to a file")
 @flag("--label", kind="stringArray", help="Set metadata for an image")
@@ -154,6 +155,10 @@ def _finish(
     write_files(result, flags)
     if mode not in ("quiet", "none", "rawjson"):
         print_warnings(result, debug=debug)
+    if request.explain:
+        from crossdock.cli.explain import print_explanation
+
+        print_explanation(result.explanation, as_json=mode == "rawjson")
     if request.call != "build":
         from crossdock.cli.answers import print_answer
 

@@ -87,6 +87,7 @@ def request_of(context: str, flags: dict[str, Any]) -> BuildRequest:
         target=flags["target"] or "",
         named_contexts=parse.parse_contexts(flags["build_context"]),
         no_cache=flags["no_cache"],
+        explain=flags["explain"],
         no_cache_filter=_no_cache_filter(flags),
         pull=flags["pull"],
         network=_network(flags["network"]),

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from crossdock.engine.cache.view import View
     from crossdock.engine.exporters.model import ExportContext, ExporterSpec, ExportResult, PlatformImage
     from crossdock.engine.facade_caches import EngineCaches
+    from crossdock.engine.facade_parts import SolveRecorder
     from crossdock.engine.fresh import FreshRun
     from crossdock.engine.ops.env import OpEnv
     from crossdock.engine.remotecache.importer import ImportedCaches
@@ -181,10 +182,12 @@ class Engine:
         sink: EventSink,
         cancel: CancelToken,
         keyed: list[KeyedVertex] | None = None,
+        recorder: SolveRecorder | None = None,
     ) -> list[Ref]:
         """Solve outputs together, sharing what they have in common; ``None`` is the empty file system.
 
-        The keys of what was solved go into ``keyed``, for :meth:`export_caches`.
+        The keys of what was solved go into ``keyed``, for :meth:`export_caches`; what steps are made of into ``recorder``,
+        which explains afterwards why some ran.
         Raises: SolveError and its kin with the vertex; ContextError; RegistryError; SandboxError; StoreFull;
         NotSupported; the token's cause.
         """
@@ -194,7 +197,7 @@ class Engine:
         self._shared.begin()
         try:
             wanted = [request for request in requests if request is not None]
-            refs = iter(self._solve_again(wanted, self._env(inputs), locals_, sink, cancel, keyed))
+            refs = iter(self._solve_again(wanted, self._env(inputs), locals_, sink, cancel, keyed, recorder))
         finally:
             self._shared.retire(locals_)
         return [SCRATCH if request is None else next(refs) for request in requests]
@@ -207,11 +210,12 @@ class Engine:
         sink: EventSink,
         cancel: CancelToken,
         keyed: list[KeyedVertex] | None,
+        recorder: SolveRecorder | None,
     ) -> list[Ref]:
         """Solve, once more without each imported cache that turns out to lack what it lists."""
         while True:
             try:
-                return self._solve(wanted, env, locals_, sink, cancel, keyed)
+                return self._solve(wanted, env, locals_, sink, cancel, keyed, recorder)
             except CacheError:
                 if not self.drop_failed_caches(sink):
                     raise
@@ -223,7 +227,8 @@ class Engine:
         locals_: LocalSources,
         sink: EventSink,
         cancel: CancelToken,
-        keyed: list[KeyedVertex] | None = None,
+        keyed: list[KeyedVertex] | None,
+        recorder: SolveRecorder | None,
     ) -> list[Ref]:
         from crossdock.engine.facade_solve import ProgressWatcher, display_name, load_graph, record_type
 
@@ -234,14 +239,22 @@ class Engine:
             self._shared.keys.steps[vertex.partition("!")[0]] = (record_type(node), display_name(node))
         watcher = ProgressWatcher(graph, sink)
         watcher.announce()
+        keys: list[KeyedVertex] = []
         try:
             with translate({OSError: _os_error}):
                 results = self._shared.scheduler.solve(
-                    graph.specs, graph.outputs, watcher=watcher, cancel=cancel, keyed=keyed
+                    graph.specs, graph.outputs, watcher=watcher, cancel=cancel, keyed=keys
                 )
         except BaseException:
             watcher.cancelled()
             raise
+        if keyed is not None:
+            keyed.extend(keys)
+        if recorder is not None and (watcher.ran or recorder.wanted):
+            from crossdock.engine.facade_solve import local_reads
+
+            reads = local_reads(graph, OpContext(cancel, sink))
+            recorder.take(graph.nodes, keys, watcher.ran, reads, cancel)
         return [
             _final(result, env, vertex, OpContext(cancel, sink))
             for result, (vertex, _) in zip(results, graph.outputs, strict=True)

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
 
     from crossdock.cancel import CancelToken
+    from crossdock.engine.cache.select import Selector
     from crossdock.engine.cache.view import Node, View
     from crossdock.engine.facade import Engine
+    from crossdock.engine.solver import KeyedVertex
     from crossdock.engine.store import LayerId
     from crossdock.image.descriptor import Descriptor
+    from crossdock.llb.graph import Node as LlbNode
     from crossdock.progress.events import EventSink
     from crossdock.registry import RegistryClient
 
-__all__ = ["Access", "FileInfo", "LazyClient", "file_info"]
+__all__ = ["Access", "FileInfo", "LazyClient", "SolveRecorder", "file_info"]
 
 
 class FileInfo(NamedTuple):
@@ -33,6 +36,24 @@ class FileInfo(NamedTuple):
     mtime_ns: int
     #: of a symbolic link
     target: str = ""
+
+
+class SolveRecorder(Protocol):
+    """Takes down what the steps of a solve are made of."""
+
+    #: whether also a solve in which nothing ran is to be taken down
+    wanted: bool
+
+    def take(
+        self,
+        nodes: Mapping[str, LlbNode],
+        keyed: Sequence[KeyedVertex],
+        ran: Collection[str],
+        reads: Mapping[str, tuple[View, Sequence[Selector]]],
+        cancel: CancelToken,
+    ) -> None:
+        """Take a solve down: nodes by vertex, keys, what ran, and what vertices read of local directories."""
+        ...
 
 
 class LazyClient:

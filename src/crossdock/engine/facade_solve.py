@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from crossdock.cancel import CancelToken
+    from crossdock.engine.cache.select import Selector
+    from crossdock.engine.cache.view import View
     from crossdock.engine.ops.env import OpEnv
     from crossdock.engine.remotecache.importer import ImportedCaches
-    from crossdock.engine.solver import Result, SolverOp
+    from crossdock.engine.solver import OpContext, Result, SolverOp
     from crossdock.engine.sources.image import ImageSource
     from crossdock.engine.sources.local import LocalSources
     from crossdock.engine.store import Lease, RecordType, Store
@@ -229,6 +231,25 @@ def _make_source(
     raise NotSupported(summary, hint=f"asked for: {identifier}")
 
 
+def local_reads(graph: LoadedGraph, ctx: OpContext) -> dict[str, tuple[View, Sequence[Selector]]]:
+    """Return what vertices read of local directories: the view, and the parts."""
+    from crossdock.engine.cache.refs import LocalTree
+    from crossdock.engine.cache.select import Selector
+    from crossdock.engine.ops.base import BaseOp
+
+    ops = {spec.id: spec.op for spec in graph.specs}
+    found: dict[str, tuple[View, Sequence[Selector]]] = {}
+    for spec in graph.specs:
+        for index, (source, _) in enumerate(spec.inputs):
+            op = graph.nodes[source].op
+            if not isinstance(op, SourceOp) or not op.identifier.startswith("local://"):
+                continue
+            (tree,) = ops[source].execute((), ctx)
+            if isinstance(tree, LocalTree) and isinstance(spec.op, BaseOp):
+                found[spec.id] = (tree.view, spec.op.selectors().get(index) or [Selector()])
+    return found
+
+
 class ProgressWatcher:
     """Turns what happens to vertices into progress events of one solve. Safe from any thread."""
 
@@ -238,6 +259,8 @@ class ProgressWatcher:
         self._lock = threading.Lock()
         self._started: dict[str, int] = {}
         self._over: set[str] = set()
+        #: vertices that ran in this solve; single set operations only
+        self.ran: set[str] = set()
 
     def announce(self) -> None:
         """Show every vertex, inputs before users, so that printers can number them."""
@@ -256,6 +279,8 @@ class ProgressWatcher:
             else:
                 self._over.add(vertex)
                 completed = now
+                if what == "done":
+                    self.ran.add(vertex)
             started = self._started.get(vertex, now)
         text = "" if error is None else str(error) or type(error).__name__
         self._sink.emit(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from crossdock.builders.attributes import entitlements
 from crossdock.builders.embedded.attests import BuildAttests
 from crossdock.builders.embedded.caches import BuildCaches
+from crossdock.builders.embedded.explain import Explainer
 from crossdock.builders.embedded.inputs import gather
 from crossdock.builders.embedded.outputs import plan_outputs, reproducible
 from crossdock.builders.embedded.supported import check_supported
@@ -174,6 +175,7 @@ class _Build:
         self._images = EngineImages(engine, keeper, cancel, self._layouts)
         self._dockerfile, self._name = inputs.dockerfile or b"", inputs.name
         self._caches = BuildCaches(engine, request, keeper, cancel)
+        self._explainer = Explainer(request)
         self._attests = BuildAttests(engine, request, inputs, self._images, keeper, cancel)
         #: what caches and attestations add to the response
         self._metadata: dict[str, Any] = {}
@@ -271,12 +273,17 @@ class _Build:
         self, results: Sequence[PlatformResult], specs: Sequence[ExporterSpec], options: ConvertOptions
     ) -> ExportResult | None:
         self._caches.load()
-        while True:
-            try:
-                return self._solve_and_export_once(results, specs, options)
-            except CacheError:
-                if not self._caches.retry():
-                    raise
+        try:
+            while True:
+                try:
+                    return self._solve_and_export_once(results, specs, options)
+                except CacheError:
+                    if not self._caches.retry():
+                        raise
+        finally:
+            why = self._explainer.finish(self._engine.store)
+            if self._explainer.wanted:
+                self._metadata["crossdock.explain"] = why
 
     def _solve_and_export_once(
         self, results: Sequence[PlatformResult], specs: Sequence[ExporterSpec], options: ConvertOptions
@@ -287,7 +294,12 @@ class _Build:
         keyed = self._attests.begin(self._caches.begin())
         try:
             solved = self._engine.solve(
-                [*outputs, *scans], inputs=inputs, sink=self._keeper, cancel=self._cancel, keyed=keyed
+                [*outputs, *scans],
+                inputs=inputs,
+                sink=self._keeper,
+                cancel=self._cancel,
+                keyed=keyed,
+                recorder=self._explainer,
             )
         except CrossdockError as exc:
             self._locate(exc, results)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from crossdock.engine.store.layout import Layout
 
-__all__ = ["StatCache", "StatTable"]
+__all__ = ["WRITING", "StatCache", "StatTable"]
 
 _MAGIC = b"XDstat1" + (b"<" if sys.byteorder == "little" else b">")
 _HEADER = struct.Struct("=8sIIQ")  # magic, CRC-32 of the rest, entries, bytes of the joined paths
@@ -42,7 +42,7 @@ _KEEP_UNSEEN = 1000
 
 
 #: a table being written. Left by a writer that died, it is the next one's; so there is never more than one
-_WRITING = ".new"
+WRITING = ".new"
 
 
 class StatCache:
@@ -76,7 +76,7 @@ class StatCache:
     def _files(self) -> Iterator[tuple[str, os.stat_result]]:
         with rim("read stat caches"), os.scandir(self._folder) as entries:
             for entry in entries:
-                if not entry.name.endswith(_WRITING):
+                if not entry.name.endswith(WRITING):
                     with suppress(FileNotFoundError):  # removed meanwhile
                         yield entry.path, entry.stat(follow_symlinks=False)
 
@@ -134,14 +134,14 @@ class StatTable:
                     rest = memoryview(part)
                     while rest:
                         rest = rest[os.write(fd, rest) :]
-                os.rename(f"{self._path}{_WRITING}", self._path)
+                os.rename(f"{self._path}{WRITING}", self._path)
             finally:
                 os.close(fd)
 
     def _open_new(self) -> int:
         """Open and lock the file to write; -1 when another build is writing its own: either is right."""
         while True:
-            path = f"{self._path}{_WRITING}"
+            path = f"{self._path}{WRITING}"
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             if not try_flock(fd):
                 os.close(fd)
