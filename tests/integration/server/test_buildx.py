@@ -65,7 +65,12 @@ class TestContexts:
         index = json.loads(
             skopeo("inspect", "--raw", "--tls-verify=false", f"docker://{repository}:1").stdout
         )
-        assert {m["platform"]["architecture"] for m in index["manifests"]} == {"amd64", "arm64"}
+        assert [m["platform"]["architecture"] for m in index["manifests"]] == [
+            "amd64",
+            "arm64",
+            "unknown",
+            "unknown",
+        ]
 
     def test_files_left_out_by_the_ignore_file_do_not_come(
         self, buildx: Buildx, context: Path, tmp_path: Path
@@ -216,6 +221,37 @@ class TestOutputs:
         done = buildx.build("-o", f"type=oci,dest={tmp_path / 'x'},nonsense=1", context, check=False)
         assert "nonsense" in done.stderr
         assert time.monotonic() - started < 4.0
+
+
+class TestCachesAndAttestations:
+    @pytest.mark.parametrize("kind", ["registry", "inline"])
+    def test_a_cache_is_exported_and_used_after_a_prune(
+        self, buildx: Buildx, base: BaseImages, repository: str, kind: str
+    ) -> None:
+        text = f"FROM {base.index}\nRUN cat /proc/sys/kernel/random/uuid > /id\n".encode()
+        target = f"type=registry,ref={repository}:cache,mode=max" if kind == "registry" else "type=inline"
+        buildx.build("--cache-to", target, "-t", f"{repository}:1", "--push", "-", stdin=text)
+        buildx("prune", "-af")
+        source = f"{repository}:cache" if kind == "registry" else f"{repository}:1"
+        done = buildx.build("--cache-from", source, "-", stdin=text)
+        assert "importing cache manifest" in done.stderr
+        assert any(
+            line.endswith("CACHED") and f"{step} CACHED" in done.stderr
+            for line in done.stderr.splitlines()
+            if "RUN cat" in line or line.endswith("CACHED")
+            for step in [line.partition(" ")[0]]
+        )
+
+    def test_provenance_is_among_the_files_when_asked_for(
+        self, buildx: Buildx, context: Path, tmp_path: Path
+    ) -> None:
+        buildx.build("--provenance=mode=max", "-o", tmp_path / "out", context)
+        provenance = json.loads((tmp_path / "out/provenance.json").read_text())
+        assert provenance["predicateType"].startswith("https://slsa.dev/provenance/")
+
+    def test_a_cache_in_a_directory_is_refused(self, buildx: Buildx, context: Path, tmp_path: Path) -> None:
+        done = buildx.build("--cache-to", f"type=local,dest={tmp_path / 'c'}", context, check=False)
+        assert "caches of the type local are not supported" in done.stderr
 
 
 class TestErrors:
