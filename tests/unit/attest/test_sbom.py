@@ -82,7 +82,7 @@ def test_files_are_found_in_the_highest_layer_that_has_them(tmp_path: Path) -> N
     assert json.loads(with_layers(document, [], creator="x")) == document
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="devices need root")
+@pytest.mark.needs("root")
 def test_a_deleted_file_is_of_the_layer_that_made_it(tmp_path: Path) -> None:
     bottom, top = tmp_path / "bottom", tmp_path / "top"
     bottom.mkdir()

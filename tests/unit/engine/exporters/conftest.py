@@ -58,7 +58,9 @@ class Access:
         return path
 
     @contextmanager
-    def mounted(self, ref: Sequence[LayerId], vertex: str, cancel: CancelToken) -> Iterator[Path]:
+    def mounted(
+        self, ref: Sequence[LayerId], vertex: str, cancel: CancelToken, *, above: Sequence[Path] = ()
+    ) -> Iterator[Path]:
         # The topmost layer stands for the whole: overlay mounts are the sandbox's matter.
         path = self._store.layers.directory(ref[-1])
         assert path is not None
