@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from crossdock.image.platform import Platform
     from crossdock.progress.events import EventSink
 
-__all__ = ["check_fixed", "run_build", "with_default_outputs"]
+__all__ = ["check_fixed", "node_for_platform", "run_build", "with_default_outputs"]
 
 
 def run_build(
@@ -43,7 +43,7 @@ def run_build(
         return driver.build(request, sink, cancel)
     wanted = request.platforms or (local_platform(),)
     shares: dict[int, tuple[Driver, list[Platform]]] = {}
-    known = _Known(cancel)
+    known = _Known(sink, cancel)
     for platform in wanted:
         driver = _node_for(group, nodes, platform, known)
         shares.setdefault(id(driver), (driver, []))[1].append(platform)
@@ -105,15 +105,29 @@ def check_fixed(group: NodeGroup, node: Node, platforms: Sequence[Platform]) -> 
 class _Known:
     """What nodes offer, each asked once."""
 
-    def __init__(self, cancel: CancelToken) -> None:
+    def __init__(self, sink: EventSink, cancel: CancelToken) -> None:
+        self._sink = sink
         self._cancel = cancel
         self._platforms: dict[int, tuple[Platform, ...]] = {}
 
     def platforms(self, driver: Driver) -> tuple[Platform, ...]:
         """Everything a node can run, its own architecture first."""
         if id(driver) not in self._platforms:
-            self._platforms[id(driver)] = driver.info(self._cancel).platforms
+            info = driver.info(self._cancel)
+            if info.status != "running":
+                driver.bootstrap(self._sink, self._cancel)
+                info = driver.info(self._cancel)
+            self._platforms[id(driver)] = info.platforms
         return self._platforms[id(driver)]
+
+
+def node_for_platform(
+    group: NodeGroup, nodes: Sequence[tuple[Node, Driver]], platform: Platform, cancel: CancelToken
+) -> Driver:
+    """Return the node that builds for a platform. Raises: PlatformNotOffered; what drivers raise."""
+    from crossdock.progress.events import NullSink
+
+    return _node_for(group, nodes, platform, _Known(NullSink(), cancel))
 
 
 def _node_for(

@@ -103,6 +103,8 @@ class Client:
         Nothing is dialled before the first call. Raises: UsageError for a bad address; BuilderError for bad TLS files.
         """
         dial = dialer(address, tls) if isinstance(address, str) else address
+        #: opens a byte stream to the daemon, beside the one that calls use
+        self.dial = dial
         self.channel = Channel(
             dial,
             authority=tls.server_name if tls and tls.server_name else "localhost",

@@ -6,7 +6,7 @@ StatusResponse messages (``solver/llbsolver/history.go``).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crossdock.buildkit.client import nanoseconds
 from crossdock.buildkit.details import translating
@@ -59,6 +59,8 @@ class HistoryRecord(Record):
     total_steps: int
     completed_steps: int
     warnings: int
+    #: the record as the daemon sent it, with its wire names
+    raw: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
 
     @property
     def status(self) -> str:
@@ -180,7 +182,25 @@ def _record(record: control_pb2.BuildHistoryRecord) -> HistoryRecord:
         total_steps=record.numTotalSteps,
         completed_steps=record.numCompletedSteps,
         warnings=record.numWarnings,
+        raw=_plain(record),
     )
+
+
+def _plain(message: Any) -> dict[str, Any]:
+    """Return a message as JSON values under its wire names, unset fields left out (as Go writes such structs)."""
+    out: dict[str, Any] = {}
+    for found, value in message.ListFields():
+        if found.message_type is not None and found.message_type.GetOptions().map_entry:
+            inner = found.message_type.fields_by_name["value"].message_type is not None
+            out[found.name] = {str(k): _plain(v) if inner else v for k, v in sorted(value.items())}
+        elif isinstance(value, str | bytes | int | float):
+            out[found.name] = value.decode(errors="replace") if isinstance(value, bytes) else value
+        elif found.message_type is not None:
+            many = not hasattr(value, "ListFields")
+            out[found.name] = [_plain(v) for v in value] if many else _plain(value)
+        else:
+            out[found.name] = list(value)
+    return out
 
 
 def _results(group: control_pb2.BuildResultInfo) -> list[control_pb2.Descriptor]:

@@ -101,6 +101,7 @@ def request_of(context: str, flags: dict[str, Any]) -> BuildRequest:
         annotations=flags["annotation"],
         resources=_resources(flags),
         call=_call(flags),
+        metadata_provenance=_metadata_provenance(flags),
     )
 
 
@@ -181,6 +182,14 @@ def _resources(flags: dict[str, Any]) -> dict[str, str]:
             raise UsageError(summary, hint=f"resources: {', '.join(sorted(_RESOURCES))}")
         found[key] = value
     return found
+
+
+def _metadata_provenance(flags: dict[str, Any]) -> str:
+    """How much provenance the metadata file shall hold: ``$BUILDX_METADATA_PROVENANCE``, ``min`` when unset."""
+    mode = os.environ.get("BUILDX_METADATA_PROVENANCE", "min").lower()
+    if not flags["metadata_file"] or mode in ("disabled", "false", "0"):
+        return ""
+    return mode if mode == "max" else "min"
 
 
 def _call(flags: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from crossdock.cli.command import flag
 from crossdock.cli.common import chosen_builder, timeout_flag
 from crossdock.cli.platforms import platform_words
 from crossdock.cli.table import align_columns
+from crossdock.cli.values import binary_size
 
 if TYPE_CHECKING:
     from crossdock.builders.drivers.base import NodeInfo
@@ -97,7 +98,37 @@ def _detail_rows(info: NodeInfo, *, debug: bool) -> list[tuple[str, ...]]:
     if info.labels:
         rows.append(("Labels:",))
         rows += [(f" {name}:", value) for name, value in sorted(info.labels.items())]
+    return rows + _device_rows(info) + _policy_rows(info)
+
+
+def _device_rows(info: NodeInfo) -> list[tuple[str, ...]]:
+    return [("Devices:",), *((" Name:", name) for name in info.devices)] if info.devices else []
+
+
+def _policy_rows(info: NodeInfo) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for number, policy in enumerate(info.gc_policies):
+        rows += [(f"GC Policy rule#{number}:",), (" All:", str(policy.all).lower())]
+        if policy.filters:
+            rows.append((" Filters:", " ".join(policy.filters)))
+        if policy.keep_duration_s:
+            rows.append((" Keep Duration:", _go_duration(policy.keep_duration_s)))
+        sizes = (
+            (" Reserved Space:", policy.reserved_space),
+            (" Max Used Space:", policy.max_used_space),
+            (" Min Free Space:", policy.min_free_space),
+        )
+        rows += [(name, binary_size(size)) for name, size in sizes if size]
     return rows
+
+
+def _go_duration(seconds: float) -> str:
+    """Format as Go does: ``48h0m0s``."""
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    if hours:
+        return f"{hours}h{minutes}m{rest:g}s"
+    return f"{minutes}m{rest:g}s" if minutes else f"{rest:g}s"
 
 
 def _file_rows(files: dict[str, bytes] | None) -> list[tuple[str, ...]]:

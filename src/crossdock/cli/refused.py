@@ -13,7 +13,7 @@ from crossdock.errors import NotSupported
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["bake", "dap", "debug", "dial_stdio", "history", "policy"]
+__all__ = ["bake", "dap", "debug", "policy"]
 
 
 def _refused(name: str, usage: str, why: str, hint: str = "") -> Command:
@@ -42,10 +42,4 @@ bake = _refused(
 )
 dap = _refused("dap", "dap build [OPTIONS] PATH", "this version has no debugger")
 debug = _refused("debug", "debug [OPTIONS] COMMAND", "this version has no debugger")
-dial_stdio = _refused(
-    "dial-stdio",
-    "dial-stdio [OPTIONS]",
-    "it connects to the BuildKit of a builder, and this version has no client for one",
-)
-history = _refused("history", "history COMMAND", "this version keeps no records of builds")
 policy = _refused("policy", "policy COMMAND", "this version evaluates no policies")

@@ -14,13 +14,11 @@ COMMANDS: dict[str, SubCommand] = {
     "create": SubCommand("crossdock.cli.create", "Create a new builder instance"),
     "dap": SubCommand("crossdock.cli.refused:dap", "Start debug adapter protocol compatible debugger"),
     "debug": SubCommand("crossdock.cli.refused:debug", "Start debugger (EXPERIMENTAL)", experimental=True),
-    "dial-stdio": SubCommand(
-        "crossdock.cli.refused:dial_stdio", "Proxy current stdio streams to builder instance"
-    ),
+    "dial-stdio": SubCommand("crossdock.cli.dialstdio", "Proxy current stdio streams to builder instance"),
     "doctor": SubCommand("crossdock.cli.doctor", "Check what this machine can build and run"),
     "du": SubCommand("crossdock.cli.du", "Disk usage"),
     "help": SubCommand("crossdock.cli.helpcmd", "Help about any command", hidden=True),
-    "history": SubCommand("crossdock.cli.refused:history", "Commands to work on build records", group=True),
+    "history": SubCommand("crossdock.cli.history", "Commands to work on build records", group=True),
     "imagetools": SubCommand(
         "crossdock.cli.imagetools", "Commands to work on images in registry", group=True
     ),

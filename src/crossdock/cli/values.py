@@ -11,7 +11,7 @@ import click
 
 from crossdock.builders.values import parse_bytes, parse_duration
 
-__all__ = ["BYTES", "DURATION", "human_duration", "human_size"]
+__all__ = ["BYTES", "DURATION", "binary_size", "human_duration", "human_size"]
 
 
 class _Bytes(click.ParamType[int]):
@@ -38,6 +38,15 @@ def human_size(size_bytes: float) -> str:
     value, at = float(size_bytes), 0
     while value >= 1000 and at < len(units) - 1:
         value, at = value / 1000, at + 1
+    return f"{value:.4g}{units[at]}"
+
+
+def binary_size(size_bytes: float) -> str:
+    """Format with binary units and four significant digits, as go-units ``BytesSize``."""
+    units = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+    value, at = float(size_bytes), 0
+    while value >= 1024 and at < len(units) - 1:
+        value, at = value / 1024, at + 1
     return f"{value:.4g}{units[at]}"
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from crossdock.buildkit.client import Client, WorkerInfo
     from crossdock.buildkit.client import UsageRecord as DaemonRecord
     from crossdock.buildkit.gateway import Gateway, GatewayResult
+    from crossdock.buildkit.transport import ByteStream
     from crossdock.cancel import CancelToken
     from crossdock.progress import Event, EventSink
 
@@ -79,6 +80,14 @@ class BuildKitDriver:
     def client(self) -> Client:
         """Return a new client of the node's daemon, to be closed by the caller. Raises: BuilderError."""
         return self._connect()
+
+    def dial(self) -> ByteStream:
+        """Open a stream of raw HTTP/2 to the node's daemon. Raises: BuilderError."""
+        with self._connect() as client:
+            return client.dial()
+
+    def prepare(self, sink: EventSink, cancel: CancelToken) -> None:
+        """Start the node when it is not running; drivers that start nothing do nothing."""
 
     def info(self, cancel: CancelToken, /) -> NodeInfo:
         """Ask the daemon; ``inactive`` when nothing answers.
@@ -143,6 +152,7 @@ class BuildKitDriver:
     def build(self, request: BuildRequest, sink: EventSink, cancel: CancelToken, /) -> BuildResult:
         """Run a build on the daemon."""
         failures: list[CrossdockError] = []
+        self.prepare(sink, cancel)
         with self._connect() as client, cancel.waking(client.close):
             workers = _asked(client.workers, cancel)
             classic = self._classic_store(workers)

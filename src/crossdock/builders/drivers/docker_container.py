@@ -128,6 +128,12 @@ class DockerContainerDriver(BuildKitDriver):
                     self._start()
             self._wait(step, cancel)
 
+    def prepare(self, sink: EventSink, cancel: CancelToken) -> None:
+        """Create or start the container when it is not running."""
+        found = self._inspect()
+        if found is None or not found["State"]["Running"]:
+            self.bootstrap(sink, cancel)
+
     def stop(self, cancel: CancelToken, /) -> None:
         """Stop the container; its state volume stays."""
         del cancel

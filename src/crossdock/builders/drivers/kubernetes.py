@@ -100,6 +100,11 @@ class KubernetesDriver(BuildKitDriver):
             with step.part(text):
                 self._wait(count, cancel)
 
+    def prepare(self, sink: EventSink, cancel: CancelToken) -> None:
+        """Create the workload when no pod is running."""
+        if not self._api.running_pods(self.workload.selector):
+            self.bootstrap(sink, cancel)
+
     def rm(self, cancel: CancelToken, /, *, keep_state: bool, keep_daemon: bool) -> None:
         """Remove the workload and its ConfigMaps; volume claims stay, as Kubernetes keeps them."""
         del keep_state
