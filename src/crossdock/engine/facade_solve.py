@@ -259,7 +259,7 @@ class ProgressWatcher:
         self._lock = threading.Lock()
         self._started: dict[str, int] = {}
         self._over: set[str] = set()
-        #: vertices that ran in this solve; single set operations only
+        #: steps that ran in this solve, sources left out; single set operations only
         self.ran: set[str] = set()
 
     def announce(self) -> None:
@@ -279,7 +279,7 @@ class ProgressWatcher:
             else:
                 self._over.add(vertex)
                 completed = now
-                if what == "done":
+                if what == "done" and not isinstance(self._graph.nodes[vertex].op, SourceOp):
                     self.ran.add(vertex)
             started = self._started.get(vertex, now)
         text = "" if error is None else str(error) or type(error).__name__

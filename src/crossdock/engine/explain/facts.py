@@ -6,7 +6,6 @@ Values are cut digests, never the values themselves: variables may hold what nob
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import stat
 from typing import TYPE_CHECKING, Any
@@ -17,12 +16,12 @@ from crossdock.llb.ops import ExecOp, FileOp, SourceOp
 from crossdock.record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from crossdock.cancel import CancelToken
     from crossdock.engine.cache.select import Selector
-    from crossdock.engine.cache.view import View
-    from crossdock.llb.graph import Node
+    from crossdock.engine.cache.view import Node, View
+    from crossdock.llb.graph import Node as LlbNode
 
 __all__ = ["StepFacts", "file_facts", "node_facts", "place_of"]
 
@@ -71,7 +70,7 @@ def place_of(name: str) -> tuple[str, int, str]:
     return ("", 0, name) if match is None else (match[1] or "", int(match[2]), match[3])
 
 
-def node_facts(node: Node) -> dict[str, str]:
+def node_facts(node: LlbNode) -> dict[str, str]:
     """Return what a node itself says; inputs are not in it."""
     facts: dict[str, str] = {}
 
@@ -117,29 +116,27 @@ def file_facts(view: View, selectors: Sequence[Selector], cancel: CancelToken) -
     """Return the files that selectors select, ``None`` for too many. Contents are known from the build: none is read."""
     from crossdock.engine.cache.select import expand, path_filter, walk
 
-    nodes: dict[str, Any] = {}
+    found: dict[str, Node] = {}
     for selector in selectors:
         filter_ = path_filter(selector.include, selector.exclude)
         for match in expand(view, selector.path, wildcard=selector.wildcard, follow=selector.follow):
+            base = match.path
             for path, node in walk(view, match.node, filter_):
-                nodes["/".join(filter(None, (match.path, path)))] = node
-                if len(nodes) > _MAX_FILES:
-                    return None
-    files = [(path, node) for path, node in nodes.items() if node.is_file]
-    digests = view.digests([node for _, node in files], cancel)
-    found = {
-        path: f"f{_mode(node)}{digest[:6].hex()}" for (path, node), digest in zip(files, digests, strict=True)
-    }
-    for path, node in nodes.items():
-        if node.is_link:
-            found[path] = "l" + _short(os.fsencode(view.readlink(node)).hex())
-        elif not node.is_file:
-            found[path] = ("d" if node.is_dir else "s") + _mode(node)
-    return found
+                found[f"{base}/{path}" if base and path else base or path] = node
+            if len(found) > _MAX_FILES:
+                return None
+    files = [node for node in found.values() if node.is_file]
+    digests = iter(view.digests(files, cancel))
+    return {path: _describe(view, node, digests) for path, node in found.items()}
 
 
-def _mode(node: Any) -> str:
-    return f"{stat.S_IMODE(node.st.st_mode):04o}"
+def _describe(view: View, node: Node, digests: Iterator[bytes]) -> str:
+    mode = node.st.st_mode
+    if stat.S_ISREG(mode):
+        return f"f{mode & 0o7777:04o}{next(digests)[:6].hex()}"
+    if stat.S_ISLNK(mode):
+        return "l" + _short(view.readlink(node))
+    return f"{'d' if stat.S_ISDIR(mode) else 's'}{mode & 0o7777:04o}"
 
 
 def _short(value: str) -> str:

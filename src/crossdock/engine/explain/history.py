@@ -1,6 +1,7 @@
 """The last runs of a project's steps, in the store beside the stat caches: with them they are listed and pruned.
 
-A file per project (context and Dockerfile), replaced whole. Losing one costs an explanation, nothing else.
+A file per project (context and Dockerfile), replaced whole: a line that names the format, then per run, newest first, its length
+(four bytes) and zlib of JSON. Adding a run packs that run alone. Losing a file costs an explanation, nothing else.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
 import zlib
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -21,43 +23,57 @@ if TYPE_CHECKING:
 
 __all__ = ["History"]
 
-_FORMAT = 1
+_MAGIC = b"crossdock steps 1\n"
+_LENGTH = struct.Struct(">I")
 _RUNS = 3
 _MAX_BYTES = 64 << 20
 
 
 class History:
-    """The runs of one project, newest first."""
+    """The runs of one project."""
 
     def __init__(self, folder: Path, project: str) -> None:
         name = hashlib.sha256(project.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         self._path = folder / f"{name}.steps"
-        self.runs: list[list[StepFacts]] = []
-        self._read()
+        self._packed = self._read()
 
-    def _read(self) -> None:
-        try:
-            with self._path.open("rb") as file:
-                packed = file.read()
-            inflate = zlib.decompressobj()
-            data = json.loads(inflate.decompress(packed, _MAX_BYTES))
-            if data["format"] == _FORMAT:
-                self.runs = [[StepFacts.from_json(step) for step in run] for run in data["runs"]]
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, zlib.error):
-            self.runs = []  # absent or damaged: as if nothing had run
+    def _read(self) -> list[bytes]:
+        packed: list[bytes] = []
+        with suppress(OSError, struct.error):
+            data = self._path.read_bytes()
+            at = len(_MAGIC)
+            while data.startswith(_MAGIC) and at < len(data):
+                (length,) = _LENGTH.unpack_from(data, at)
+                at += _LENGTH.size
+                packed.append(data[at : at + length])
+                at += length
+        return packed
+
+    def runs(self) -> list[list[StepFacts]]:
+        """Return the runs, newest first; damaged ones are left out."""
+        found: list[list[StepFacts]] = []
+        for packed in self._packed:
+            try:
+                steps = json.loads(zlib.decompressobj().decompress(packed, _MAX_BYTES))
+                found.append([StepFacts.from_json(step) for step in steps])
+            except (ValueError, TypeError, KeyError, AttributeError, zlib.error):
+                continue
+        return found
 
     def add(self, steps: Sequence[StepFacts]) -> None:
         """Put a run in front, and save. A store that cannot be written keeps what it has."""
-        newest = self.runs[0] if self.runs else None
-        if newest == list(steps):
+        text = json.dumps([step.to_json() for step in steps], separators=(",", ":"))
+        newest = zlib.compress(text.encode(), 1)
+        if self._packed and self._packed[0] == newest:
             return
-        self.runs = [list(steps), *self.runs][:_RUNS]
-        data = {"format": _FORMAT, "runs": [[step.to_json() for step in run] for run in self.runs]}
-        packed = zlib.compress(json.dumps(data, separators=(",", ":")).encode(), 1)
+        self._packed = [newest, *self._packed][:_RUNS]
+        data = _MAGIC + b"".join(_LENGTH.pack(len(part)) + part for part in self._packed)
         temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}{WRITING}")
         with suppress(OSError):
             try:
-                temporary.write_bytes(packed)
+                fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+                with open(fd, "wb") as file:
+                    file.write(data)
                 temporary.replace(self._path)
             finally:
                 temporary.unlink(missing_ok=True)

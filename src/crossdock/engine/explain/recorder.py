@@ -78,8 +78,9 @@ class StepRecorder:
         history = History(store.layout.stat, self._project)
         found: list[StepWhy] = []
         if self.wanted:
+            runs = history.runs()
             found = [
-                explain_step(self._names[vertex], self._steps[vertex], history.runs, ignored=ignored)
+                explain_step(self._names[vertex], self._steps[vertex], runs, ignored=ignored)
                 for vertex, ignored in self._ran.items()
             ]
         history.add(list(self._steps.values()))
