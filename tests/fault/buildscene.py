@@ -61,11 +61,11 @@ class Scene:
         """Make everything new work."""
         (self.folder / "seed").write_text(text)
 
-    def arguments(self, *outputs: str) -> list[str]:
+    def arguments(self, *outputs: str, folder: Path | None = None) -> list[str]:
         """Arguments of a build."""
         wanted = outputs or ("--push",)
         return [
-            "build", str(self.folder), "--progress=plain", "--provenance=false",
+            "build", str(folder or self.folder), "--progress=plain", "--provenance=false",
             "-t", f"{self.repository}:v", "--metadata-file", str(self.crossdock.folder / "meta.json"), *wanted,
         ]  # fmt: skip
 
@@ -73,9 +73,9 @@ class Scene:
         """Build to the end."""
         return self.crossdock(*self.arguments(*outputs), env=self.environment)
 
-    def start(self, *outputs: str) -> subprocess.Popen[str]:
-        """Start a build."""
-        return self.crossdock.start(*self.arguments(*outputs), env=self.environment)
+    def start(self, *outputs: str, folder: Path | None = None) -> subprocess.Popen[str]:
+        """Start a build, of this context or another."""
+        return self.crossdock.start(*self.arguments(*outputs, folder=folder), env=self.environment)
 
     def digest(self) -> str:
         """The digest that the last build gave."""

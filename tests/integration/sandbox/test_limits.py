@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from crossdock.engine.sandbox.supervise import descendants
 from crossdock.image.platform import local_platform
 
 if TYPE_CHECKING:
@@ -135,6 +138,27 @@ def test_a_builder_with_an_isolated_network(steps: Steps) -> None:
     assert "[lo tap0]" not in steps.run(look, "--builder", "alone", "--network", "host").ok().err
     assert "[lo tap0]" in steps.run(look, env={"CROSSDOCK_NETWORK": "isolated"}).ok().err
     assert "[lo tap0]" not in steps.run(look).ok().err
+
+
+@pytest.mark.needs("tun", "slirp4netns")
+def test_ctrl_c_takes_the_helper_of_a_network_along(steps: Steps) -> None:
+    (steps.folder / "Dockerfile").write_text(f"FROM {steps.base}\nRUN echo started && sleep 60\n")
+    child = steps.crossdock.start(
+        "build", steps.folder, "--progress=plain", env={"CROSSDOCK_NETWORK": "isolated"}
+    )
+    assert child.stderr is not None
+    for line in child.stderr:
+        if line.rstrip().endswith(" started"):
+            break
+    below = descendants(child.pid)
+    names = [Path(f"/proc/{pid}/comm").read_text().strip() for pid in below]
+    assert "slirp4netns" in names
+    began = time.monotonic()
+    child.send_signal(signal.SIGINT)
+    child.communicate(timeout=20)
+    assert child.returncode == 130
+    assert time.monotonic() - began < 1.5
+    assert not [pid for pid in below if Path(f"/proc/{pid}").exists()]
 
 
 def test_rungs_are_shown(crossdock: Crossdock) -> None:

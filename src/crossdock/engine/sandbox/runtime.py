@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from crossdock.cancel import CancelToken
+    from crossdock.engine.sandbox.step import StepStdio
 
 __all__ = ["Outcome", "Runtime", "find_runtime"]
 
@@ -59,6 +60,7 @@ class Runtime(NamedTuple):
         log: Callable[[int, bytes], None],
         cancel: CancelToken,
         idle: Callable[[int, float], None] | None = None,
+        stdio: StepStdio | None = None,
     ) -> Outcome:
         """Run the step described by ``bundle/config.json`` to its end.
 
@@ -77,8 +79,10 @@ class Runtime(NamedTuple):
             argv = wrap([path, *argv[1:]])
             path = argv[0]
         cancel.check()
-        process = _Process.start(path, argv, run_dir=str(state))
+        process = _Process.start(path, argv, run_dir=str(state), stdio=stdio)
         try:
+            if stdio is not None:
+                stdio.started(process.pid)
             with cancel.waking(process.wake):
                 process.pump(log, idle=idle, cancelled=lambda: cancel.cancelled)
         finally:
@@ -124,10 +128,11 @@ def _error_of(line: str) -> str:
 class _Process:
     """One running runtime with its pipes."""
 
-    def __init__(self, pid: int, out: int, err: int) -> None:
+    def __init__(self, pid: int, streams: dict[int, int]) -> None:
+        """``streams`` are the ends of pipes, and which of its streams each carries."""
         self._pid = pid
         self._pidfd = os.pidfd_open(pid)
-        self._streams = {out: 1, err: 2}
+        self._streams = streams
         self._wake_r, self._wake_w = os.pipe()
         os.set_blocking(self._wake_w, False)
         self._ended = False
@@ -137,14 +142,16 @@ class _Process:
         self.exec_error = ""
 
     @classmethod
-    def start(cls, path: str, argv: list[str], *, run_dir: str) -> _Process:
+    def start(cls, path: str, argv: list[str], *, run_dir: str, stdio: StepStdio | None = None) -> _Process:
         out_r, out_w = os.pipe()
         err_r, err_w = os.pipe()
         null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        given = null if stdio is None else stdio.stdin
+        terminal = stdio is not None and stdio.terminal
         actions = [
-            (os.POSIX_SPAWN_DUP2, null, 0),
-            (os.POSIX_SPAWN_DUP2, out_w, 1),
-            (os.POSIX_SPAWN_DUP2, err_w, 2),
+            (os.POSIX_SPAWN_DUP2, given, 0),
+            (os.POSIX_SPAWN_DUP2, given if terminal else out_w, 1),
+            (os.POSIX_SPAWN_DUP2, given if terminal else err_w, 2),
         ]
         environ = {"PATH": _SEARCH, "XDG_RUNTIME_DIR": run_dir}
         try:
@@ -159,7 +166,12 @@ class _Process:
         finally:
             for fd in (null, out_w, err_w):
                 os.close(fd)
-        return cls(pid, out_r, err_r)
+        return cls(pid, {out_r: 1, err_r: 2})
+
+    @property
+    def pid(self) -> int:
+        """Of the runtime."""
+        return self._pid
 
     def wake(self) -> None:
         """Make :meth:`pump` look at the token; safe from any thread and signal handler."""

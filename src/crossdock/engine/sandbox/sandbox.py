@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from crossdock.engine.sandbox import cgroups
     from crossdock.engine.sandbox.network import Helper
     from crossdock.engine.sandbox.runtime import Outcome, Runtime
-    from crossdock.engine.sandbox.step import StepMount, StepSpec
+    from crossdock.engine.sandbox.step import StepMount, StepSpec, StepStdio
     from crossdock.engine.sandbox.worker import WorkerInfo
 
 __all__ = ["Sandbox"]
@@ -137,8 +137,15 @@ class Sandbox:
         with self.roots.mounted(lowers, upper=upper, work=work) as path:
             yield path
 
-    def run(self, step: StepSpec, *, log: Callable[[int, bytes], None], cancel: CancelToken) -> StepResult:
-        """Run one step to its end; ``log`` gets (1 or 2, bytes) in the calling thread.
+    def run(
+        self,
+        step: StepSpec,
+        *,
+        log: Callable[[int, bytes], None],
+        cancel: CancelToken,
+        stdio: StepStdio | None = None,
+    ) -> StepResult:
+        """Run one step to its end; ``log`` gets (1 or 2, bytes) in the calling thread. With ``stdio`` it is interactive.
 
         Every process of the step is gone when this returns or raises, within a second of a cancellation.
         Raises: SandboxError, EmulationError (nothing runs the platform), UsageError (unknown user, bad host address),
@@ -163,6 +170,7 @@ class Sandbox:
                 log=output,
                 cancel=cancel,
                 idle=watch,
+                stdio=stdio,
             )
             if watch is not None and watch.hung:
                 return self._hung(step, outcome.exit_code)

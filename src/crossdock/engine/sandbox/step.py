@@ -6,9 +6,10 @@ from enum import Enum
 from typing import TYPE_CHECKING, TypeAlias
 
 from crossdock.llb.ops import NetMode, SecurityMode
-from crossdock.record import Record
+from crossdock.record import NamedTuple, Record
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from crossdock.image.platform import Platform
@@ -23,6 +24,7 @@ __all__ = [
     "StepMount",
     "StepResult",
     "StepSpec",
+    "StepStdio",
     "TmpfsMount",
 ]
 
@@ -94,6 +96,17 @@ class StepSpec(Record):
     remove_mount_stubs_recursive: bool = False
     #: seconds without output and without CPU use after which an emulated step is ended; ``None`` never
     hang_deadline_s: float | None = None
+
+
+class StepStdio(NamedTuple):
+    """What an interactive step reads and writes, instead of nothing and a log. The caller closes the descriptors."""
+
+    #: descriptor it reads from
+    stdin: int
+    #: it writes there too, as to a terminal; otherwise what it writes goes to the log
+    terminal: bool = False
+    #: told the PID of the runtime, below which the step's processes are
+    started: Callable[[int], object] = lambda _pid: None
 
 
 class StepFailure(Enum):

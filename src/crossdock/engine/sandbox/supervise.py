@@ -75,15 +75,26 @@ def descendants(pid: int) -> list[int]:
     found: list[int] = []
     queue = [pid]
     while queue:
-        parent = queue.pop(0)
-        try:
-            with open(f"/proc/{parent}/task/{parent}/children", encoding="ascii") as file:
-                children = [int(word) for word in file.read().split()]
-        except OSError:
-            continue
+        children = _children(queue.pop(0))
         found += children
         queue += children
     return found
+
+
+def _children(pid: int) -> list[int]:
+    """Return what ``pid`` started; each of its threads has children of its own."""
+    children: list[int] = []
+    try:
+        tasks = os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return children
+    for task in tasks:
+        try:
+            with open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as file:
+                children += map(int, file.read().split())
+        except OSError:
+            continue
+    return children
 
 
 def kill_descendants(pid: int) -> None:
