@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from crossdock.engine.cache.view import View
     from crossdock.engine.exporters.model import ExportContext, ExporterSpec, ExportResult, PlatformImage
     from crossdock.engine.facade_caches import EngineCaches
+    from crossdock.engine.facade_container import Container, ContainerSpec
     from crossdock.engine.facade_parts import SolveRecorder
     from crossdock.engine.fresh import FreshRun
     from crossdock.engine.ops.env import OpEnv
@@ -325,6 +326,16 @@ class Engine:
         view = self._view(ref, cancel, sink)
         node = resolve(view, path, follow=False)
         return None if node is None else file_info(view, node)
+
+    # --- containers ---
+
+    def container(
+        self, spec: ContainerSpec, *, inputs: SolveInputs, sink: EventSink, cancel: CancelToken
+    ) -> Container:
+        """Open a container over results; close it. Raises: as :class:`Container`."""
+        from crossdock.engine.facade_container import Container
+
+        return Container(spec, self._env(inputs), sink, cancel)
 
     # --- results out ---
 

@@ -50,6 +50,7 @@ class JobAttests:
         self._requests = _requests(job.request.FrontendAttrs)
         self._making: BuildAttestations | None = None
         self._targets: list[Target] = []
+        self._made: list[tuple[Attestation, ...]] = []
 
     @property
     def wants_keys(self) -> bool:
@@ -101,7 +102,15 @@ class JobAttests:
         """Return the attestations of each result. Raises: as ``BuildAttestations.make``."""
         if self._making is None:
             return []
-        return self._making.make(self._targets, scanned=scanned, keyed=keyed)
+        self._made = self._making.make(self._targets, scanned=scanned, keyed=keyed)
+        return self._made
+
+    def predicates(self) -> dict[str, list[tuple[str, bytes]]]:
+        """Return kind and content of what was attested, by platform: buildx reads them in the build's record."""
+        return {
+            target.id: [(one.predicate_type, one.content({})) for one in made]
+            for target, made in zip(self._targets, self._made, strict=False)
+        }
 
 
 def _requests(attrs: Mapping[str, str]) -> AttestRequests | None:

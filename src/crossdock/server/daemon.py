@@ -19,7 +19,7 @@ from crossdock.engine.store.gc import default_policies
 from crossdock.errors import CrossdockError
 from crossdock.registry.config import RegistryConfig
 from crossdock.server import content, control, gateway, health
-from crossdock.server.gateway import LLBBridge, build_id
+from crossdock.server.gateway import Containers, LLBBridge, build_id
 from crossdock.server.history import History, HistoryLimits
 from crossdock.server.jobs import Jobs
 from crossdock.server.listen import Listeners
@@ -81,7 +81,7 @@ class Daemon:
         """Return the methods of all services."""
         return {
             **control.handlers(self),
-            **gateway.handlers(LLBBridge(self.find_job, self.worker)),
+            **gateway.handlers(LLBBridge(self.find_job, self.worker), Containers(self.find_job)),
             **content.handlers(self.engine, self.history),
             **health.handlers(),
         }

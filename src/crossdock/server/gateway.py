@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from crossdock.buildkit.proto import gateway_pb2, stat_pb2
 from crossdock.buildkit.rpc.serve import unary
-from crossdock.buildkit.rpc.status import UNIMPLEMENTED, RpcError
 from crossdock.buildkit.session.tree import go_mode
 from crossdock.errors import (
     NotSupported,
@@ -25,12 +24,13 @@ from crossdock.image.platform import local_platform
 from crossdock.image.reference import parse_reference
 from crossdock.progress.events import VertexWarning
 from crossdock.server.caps import FRONTEND_CAPS, LLB_CAPS, as_messages
+from crossdock.server.containers import serve_processes
 from crossdock.server.failures import ClientFailure, Missing, answering
 from crossdock.server.results import Results, platform_from_pb
 from crossdock.server.runner import solve_request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from crossdock.buildkit.rpc.serve import Handler, ServerCall
     from crossdock.builds.images import EngineImages
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from crossdock.server.jobs import Job
     from crossdock.server.workers import Worker
 
-__all__ = ["LLBBridge", "handlers"]
+__all__ = ["Containers", "LLBBridge", "build_id", "handlers"]
 
 _BUILD = "buildkit-controlapi-buildid"
 _MAX_READ = 16 << 20
@@ -227,13 +227,7 @@ class LLBBridge:
             data = job.engine.read_file(ref, request.FilePath, cancel=job.cancel, sink=job.log)
             if data is None:
                 raise _missing(request.FilePath)
-            start = max(0, request.Range.Offset)
-            length = request.Range.Length or len(data)
-            data = data[start : start + max(0, length)]
-            if len(data) > _MAX_READ:
-                summary = f"{request.FilePath} is larger than a message may be: read it in parts"
-                raise SolveError(summary)
-            return pb.ReadFileResponse(Data=data)
+            return pb.ReadFileResponse(Data=_part(data, request))
 
     def read_dir(self, request: pb.ReadDirRequest, call: ServerCall) -> pb.ReadDirResponse:
         """List a directory of a result."""
@@ -242,10 +236,7 @@ class LLBBridge:
             entries = job.engine.read_dir(ref, request.DirPath, cancel=job.cancel, sink=job.log)
             if entries is None:
                 raise _missing(request.DirPath)
-            pattern = request.IncludePattern
-            return pb.ReadDirResponse(
-                entries=[_stat(e) for e in entries if not pattern or fnmatchcase(e.name, pattern)]
-            )
+            return pb.ReadDirResponse(entries=_listed(entries, request.IncludePattern))
 
     def stat_file(self, request: pb.StatFileRequest, call: ServerCall) -> pb.StatFileResponse:
         """Describe a path of a result."""
@@ -259,6 +250,74 @@ class LLBBridge:
     def _made(self, name: str, call: ServerCall) -> tuple[Job, Ref]:
         job = self._find(call)
         return job, job.solve([job.find(name)])[0]
+
+
+class Containers:
+    """The methods about interactive containers."""
+
+    def __init__(self, find: Callable[[ServerCall], Job]) -> None:
+        self._find = find
+
+    def new(self, request: pb.NewContainerRequest, call: ServerCall) -> pb.NewContainerResponse:
+        """Open a container."""
+        with answering():
+            job = self._find(call)
+            job.containers.new(job, request)
+            return pb.NewContainerResponse()
+
+    def release(self, request: pb.ReleaseContainerRequest, call: ServerCall) -> pb.ReleaseContainerResponse:
+        """Close a container."""
+        with answering():
+            self._find(call).containers.release(request.ContainerID)
+            return pb.ReleaseContainerResponse()
+
+    def execute(self, call: ServerCall) -> None:
+        """Run processes in containers."""
+        with answering():
+            job = self._find(call)
+            call.greet([])
+            serve_processes(job, call)
+
+    def read_file(self, request: pb.ReadFileRequest, call: ServerCall) -> pb.ReadFileResponse:
+        """Read a file as a container has it now."""
+        with answering():
+            container = self._find(call).containers.get(request.Ref)
+            data = container.read_file(request.FilePath, request.MountIndex)
+            if data is None:
+                raise _missing(request.FilePath)
+            return pb.ReadFileResponse(Data=_part(data, request))
+
+    def read_dir(self, request: pb.ReadDirRequest, call: ServerCall) -> pb.ReadDirResponse:
+        """List a directory as a container has it now."""
+        with answering():
+            container = self._find(call).containers.get(request.Ref)
+            entries = container.read_dir(request.DirPath, request.MountIndex)
+            if entries is None:
+                raise _missing(request.DirPath)
+            return pb.ReadDirResponse(entries=_listed(entries, request.IncludePattern))
+
+    def stat_file(self, request: pb.StatFileRequest, call: ServerCall) -> pb.StatFileResponse:
+        """Describe a path as a container has it now."""
+        with answering():
+            container = self._find(call).containers.get(request.Ref)
+            found = container.stat(request.Path, request.MountIndex)
+            if found is None:
+                raise _missing(request.Path)
+            return pb.StatFileResponse(stat=_stat(found))
+
+
+def _part(data: bytes, request: pb.ReadFileRequest) -> bytes:
+    start = max(0, request.Range.Offset)
+    length = request.Range.Length or len(data)
+    data = data[start : start + max(0, length)]
+    if len(data) > _MAX_READ:
+        summary = f"{request.FilePath} is larger than a message may be: read it in parts"
+        raise SolveError(summary)
+    return data
+
+
+def _listed(entries: Sequence[FileInfo], pattern: str) -> list[stat_pb2.Stat]:
+    return [_stat(e) for e in entries if not pattern or fnmatchcase(e.name, pattern)]
 
 
 def _stat(info: FileInfo) -> stat_pb2.Stat:
@@ -282,11 +341,7 @@ def build_id(call: ServerCall) -> str:
     return found
 
 
-def _refuse(_call: ServerCall) -> None:
-    raise RpcError(UNIMPLEMENTED, "interactive containers are not supported by this server yet")
-
-
-def handlers(bridge: LLBBridge) -> dict[str, Handler]:
+def handlers(bridge: LLBBridge, containers: Containers) -> dict[str, Handler]:
     """Return the service's methods."""
     methods: dict[str, Handler] = {
         "Ping": unary(pb.PingRequest, bridge.ping),
@@ -300,11 +355,11 @@ def handlers(bridge: LLBBridge) -> dict[str, Handler]:
         "ReadFile": unary(pb.ReadFileRequest, bridge.read_file),
         "ReadDir": unary(pb.ReadDirRequest, bridge.read_dir),
         "StatFile": unary(pb.StatFileRequest, bridge.stat_file),
-        "NewContainer": _refuse,
-        "ReleaseContainer": _refuse,
-        "ReadFileContainer": _refuse,
-        "ReadDirContainer": _refuse,
-        "StatFileContainer": _refuse,
-        "ExecProcess": _refuse,
+        "NewContainer": unary(pb.NewContainerRequest, containers.new),
+        "ReleaseContainer": unary(pb.ReleaseContainerRequest, containers.release),
+        "ReadFileContainer": unary(pb.ReadFileRequest, containers.read_file),
+        "ReadDirContainer": unary(pb.ReadDirRequest, containers.read_dir),
+        "StatFileContainer": unary(pb.StatFileRequest, containers.stat_file),
+        "ExecProcess": containers.execute,
     }
     return {f"/moby.buildkit.v1.frontend.LLBBridge/{name}": method for name, method in methods.items()}

@@ -33,6 +33,8 @@ __all__ = ["History", "HistoryLimits"]
 
 _LOGS = "application/vnd.buildkit.status.v0"
 _ERROR = "application/vnd.googeapis.google.rpc.status+proto"
+_STATEMENT = "application/vnd.in-toto+json"
+_PREDICATE = "in-toto.io/predicate-type"
 _NS = 1_000_000_000
 _REF = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
@@ -110,6 +112,7 @@ class History:
         record.numWarnings = job.log.warnings
         try:
             self._put_logs(record, job)
+            self._put_attestations(record, job)
             if error is not None:
                 self._put_error(record, error)
             self._write(record)
@@ -126,6 +129,16 @@ class History:
         for message in job.log.messages():
             pieces += [len(message).to_bytes(4, "little"), message]
         record.logs.CopyFrom(self._put(b"".join(pieces), _LOGS))
+
+    def _put_attestations(self, record: Record, job: Job) -> None:
+        """Note what was attested: in the result, or for several platforms in the result of each."""
+        predicates = job.attests.predicates()
+        for name, own in predicates.items():
+            result = record.Results[name] if len(predicates) > 1 else record.Result
+            for kind, content in own:
+                descriptor = self._put(content, _STATEMENT)
+                descriptor.annotations[_PREDICATE] = kind
+                result.Attestations.append(descriptor)
 
     def _put_error(self, record: Record, error: CrossdockError) -> None:
         status = status_of(error)
@@ -238,11 +251,11 @@ class History:
         with self._changed:
             if self._done.pop(record.Ref, None) is None:
                 return
-            used = {d for r in self._done.values() for d in (r.logs.digest, r.externalError.digest)}
+            used = {digest for other in self._done.values() for digest in _blobs_of(other)}
             self._tell(control_pb2.DELETED, Record(Ref=record.Ref))
         with translate({OSError: _unreadable}):
             (self._root / f"{record.Ref}.pb").unlink(missing_ok=True)
-            for digest in (record.logs.digest, record.externalError.digest):
+            for digest in _blobs_of(record):
                 path = self._path(digest)
                 if path is not None and digest not in used:
                     path.unlink(missing_ok=True)
@@ -258,6 +271,12 @@ class History:
     def _path(self, digest: str) -> Path | None:
         match = _DIGEST.fullmatch(digest)
         return self._blobs / match[1] if match else None
+
+
+def _blobs_of(record: Record) -> list[str]:
+    results = [record.Result, *record.Results.values()]
+    attested = [descriptor.digest for result in results for descriptor in result.Attestations]
+    return [record.logs.digest, record.externalError.digest, *attested]
 
 
 def _wanted(record: Record, request: control_pb2.BuildHistoryRequest) -> bool:

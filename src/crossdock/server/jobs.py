@@ -24,6 +24,7 @@ from crossdock.server.attests import Asked, JobAttests
 from crossdock.server.caches import JobCaches
 from crossdock.server.clientcalls import ClientAgents, ClientCredentials, get_secret
 from crossdock.server.clientstore import ClientLayouts
+from crossdock.server.containers import JobContainers
 from crossdock.server.failures import Missing
 from crossdock.server.locals import ClientDirectories
 from crossdock.server.sessions import SessionLost
@@ -84,6 +85,8 @@ class Job:
         self._stack.callback(self._agents.close)
         self.layouts = ClientLayouts(sessions, session_id, self.cancel)
         self.images = EngineImages(self.engine, self.log, self.cancel, self.layouts)
+        self.containers = JobContainers()
+        self._stack.callback(self.containers.close)
         #: for provenance
         self.asked = Asked()
         try:

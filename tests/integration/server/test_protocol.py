@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from crossdock.buildkit.rpc.serve import ServerCall
     from integration.server.conftest import Server
+    from support.servers import BaseImages
 
 pytestmark = pytest.mark.needs("crun", "userns", "overlay")
 
@@ -368,6 +369,125 @@ class Build:
             Definition=definition(output), allowResultReturn=True, allowResultArrayRef=True
         )
         return str(self.call("Solve", request).result.ref.id)
+
+
+@pytest.mark.needs("base")
+class TestContainers:
+    @pytest.fixture
+    def build(self, client: Client, base: BaseImages) -> Iterator[Build]:
+        ref = new_id()
+        solve = client.control.Solve.future(control_pb2.SolveRequest(Ref=ref))
+        made = Build(client, ref, solve)
+        made.call("Ping", gateway_pb2.PingRequest())
+        root = made.solved(Output(Node(SourceOp(f"docker-image://{base.index}"))))
+        extra = made.solved(made_file(b"extra"))
+        mounts = [
+            ops_pb2.Mount(dest="/", resultID=root),
+            ops_pb2.Mount(dest="/extra", resultID=extra, readonly=True),
+        ]
+        made.call(
+            "NewContainer", gateway_pb2.NewContainerRequest(ContainerID="c", Mounts=mounts, hostname="box")
+        )
+        yield made
+        solve.cancel()
+
+    def run(
+        self,
+        build: Build,
+        *args: str,
+        tty: bool = False,
+        messages: Sequence[Any] = (),
+        env: Sequence[str] = (),
+    ) -> tuple[int, bytes, bytes]:
+        """Run a process; returns its exit code and what it wrote."""
+        pb = gateway_pb2
+        started = threading.Event()
+
+        def requests() -> Iterator[Any]:
+            meta = ops_pb2.Meta(args=args, env=["PATH=/bin", *env], cwd="/")
+            init = pb.InitMessage(ContainerID="c", Meta=meta, Fds=[0, 1, 2], Tty=tty)
+            yield pb.ExecMessage(ProcessID="p", Init=init)
+            assert started.wait(20)
+            for message in messages:
+                if isinstance(message, float):
+                    time.sleep(message)
+                else:
+                    yield message
+            ended.wait(20)
+
+        ended = threading.Event()
+        out: dict[int, bytes] = {1: b"", 2: b""}
+        exit_code = -1
+        metadata = (("buildkit-controlapi-buildid", build.ref),)
+        for message in build.client.bridge.ExecProcess(requests(), metadata=metadata, timeout=30):
+            match message.WhichOneof("Input"):
+                case "Started":
+                    started.set()
+                case "File":
+                    out[message.File.Fd] += message.File.Data
+                case "Exit":
+                    exit_code = message.Exit.Code
+                case "Done":
+                    ended.set()
+        return exit_code, out[1], out[2]
+
+    @staticmethod
+    def typed(data: bytes, *, end: bool = False) -> Any:
+        return gateway_pb2.ExecMessage(ProcessID="p", File=gateway_pb2.FdMessage(Fd=0, Data=data, EOF=end))
+
+    def test_output_and_exit_codes_come_back(self, build: Build) -> None:
+        assert self.run(build, "sh", "-c", "hostname; cat /extra/file; echo oops >&2; exit 7") == (
+            7,
+            b"box\nextra",
+            b"oops\n",
+        )
+
+    def test_what_is_typed_is_read(self, build: Build) -> None:
+        messages = [self.typed(b"one\n"), self.typed(b"two\n", end=True)]
+        assert self.run(build, "cat", messages=messages) == (0, b"one\ntwo\n", b"")
+
+    def test_a_terminal_is_one(self, build: Build) -> None:
+        resize = gateway_pb2.ExecMessage(ProcessID="p", Resize=gateway_pb2.ResizeMessage(Rows=33, Cols=77))
+        messages = [resize, 0.2, self.typed(b"test -t 1 && stty size; exit 4\n")]
+        code_, out, _ = self.run(build, "sh", tty=True, messages=messages)
+        assert code_ == 4
+        assert b"33 77" in out
+
+    def test_a_signal_reaches_the_process(self, build: Build) -> None:
+        kill = gateway_pb2.ExecMessage(ProcessID="p", Signal=gateway_pb2.SignalMessage(Name="SIGTERM"))
+        script = "trap 'echo caught; exit 9' TERM; echo ready; while true; do sleep 0.05; done"
+        code_, out, _ = self.run(build, "sh", "-c", script, messages=[0.5, kill])
+        assert (code_, out) == (9, b"ready\ncaught\n")
+
+    def test_files_of_a_living_container_are_read(self, build: Build) -> None:
+        self.run(build, "sh", "-c", "echo changed > /new")
+        request = gateway_pb2.ReadFileRequest(Ref="c", FilePath="/new")
+        assert build.call("ReadFileContainer", request).Data == b"changed\n"
+        listed = build.call(
+            "ReadDirContainer", gateway_pb2.ReadDirRequest(Ref="c", DirPath="/", MountIndex=1)
+        )
+        assert [e.path for e in listed.entries] == ["file"]
+        found = build.call("StatFileContainer", gateway_pb2.StatFileRequest(Ref="c", Path="/new"))
+        assert found.stat.size == 8
+
+    def test_a_program_that_is_not_there_is_an_exit(self, build: Build) -> None:
+        assert self.run(build, "/nope")[0] in (127, 255)
+
+    def test_a_released_container_is_gone(self, build: Build) -> None:
+        build.call("ReleaseContainer", gateway_pb2.ReleaseContainerRequest(ContainerID="c"))
+        with pytest.raises(grpc.RpcError) as caught:
+            build.call("ReleaseContainer", gateway_pb2.ReleaseContainerRequest(ContainerID="c"))
+        assert code(caught.value) == "NOT_FOUND"
+
+    def test_an_insecure_process_must_be_allowed(self, build: Build) -> None:
+        init = gateway_pb2.InitMessage(
+            ContainerID="c", Meta=ops_pb2.Meta(args=["true"]), Fds=[1], Security=ops_pb2.INSECURE
+        )
+        metadata = (("buildkit-controlapi-buildid", build.ref),)
+        message = gateway_pb2.ExecMessage(ProcessID="p", Init=init)
+        seen = list(build.client.bridge.ExecProcess(iter([message]), metadata=metadata, timeout=30))
+        (ended,) = [m.Exit for m in seen if m.WhichOneof("Input") == "Exit"]
+        assert "security.insecure is not allowed" in ended.Error.message
 
 
 class Sync:

@@ -179,6 +179,11 @@ class ExecSolverOp(BaseOp):
     def _is_foreign(self) -> bool:
         return self.platform.architecture != self.env.platform.architecture
 
+    def variables(self) -> tuple[list[str], list[Secret]]:
+        """Return all environment variables, and the secrets among them. Raises: SolveError for a missing secret."""
+        more, secrets = self._secret_variables()
+        return [*self._environment(), *more], secrets
+
     def _environment(self) -> list[str]:
         env = list(self.op.meta.env)
         proxy = self.op.meta.proxy_env
