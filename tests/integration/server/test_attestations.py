@@ -31,7 +31,7 @@ def test_provenance_is_in_the_metadata_of_a_build(
         return found
 
     for provenance in (
-        metadata("--provenance=max")["buildx.build.provenance"],
+        metadata("--provenance=mode=max")["buildx.build.provenance"],
         # buildx asks for it by itself.
         metadata()["buildx.build.provenance"],
         metadata("--platform=linux/amd64,linux/arm64")["buildx.build.provenance/linux/arm64"],
