@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 import baseimage
+import emulation
 import services
 
 if TYPE_CHECKING:
@@ -117,7 +118,10 @@ def demo(folder: Path, base: str) -> Path:
 def daemons(folder: Path, buildx: Path) -> Iterator[list[Daemon]]:
     commands = {"crossdock serve": [str(Path(sys.executable).with_name("crossdock")), "serve"]}
     if shutil.which("buildkitd"):
-        commands["buildkitd"] = ["buildkitd", "--oci-worker-binary", shutil.which("crun") or "runc"]
+        commands["buildkitd"] = [
+            *services.NAMESPACES,
+            *("buildkitd", "--oci-worker-binary", "runc", "--group", str(os.getgid())),
+        ]
     found: list[Daemon] = []
     try:
         for name, command in commands.items():
@@ -158,6 +162,8 @@ def main() -> None:
         registry = stack.enter_context(services.Registry())
         baseimage.push(baseimage.busybox_image(), registry.host, "base/busybox", "1")
         base = f"{registry.host}/base/busybox:1"
+        if shutil.which("buildkitd"):
+            stack.enter_context(emulation.host_handler())
         everyone = stack.enter_context(daemons(folder, buildx))
         rows: dict[str, list[str]] = {}
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from crossdock.dockerfile.tree import Dockerfile
     from crossdock.errors import SourceRange
 
-__all__ = ["SyntaxRequest", "check_syntax", "requested_syntax"]
+__all__ = ["SyntaxRequest", "check_syntax", "is_served", "requested_syntax"]
 
 #: repositories of the official frontend
 _OURS = frozenset(["docker.io/docker/dockerfile", "docker.io/docker/dockerfile-upstream"])
@@ -52,6 +52,16 @@ def requested_syntax(dockerfile: Dockerfile, build_args: Mapping[str, str]) -> S
     except (UsageError, DigestMismatch):
         return SyntaxRequest(text=text, version="", served=False, where=where)
     return SyntaxRequest(text=text, version=ref.tag or "", served=ref.repository in _OURS, where=where)
+
+
+def is_served(text: str) -> bool:
+    """Whether this frontend serves what a file asks for by ``text``."""
+    if text == "dockerfile.v0":
+        return True
+    try:
+        return parse_reference(text).repository in _OURS
+    except (UsageError, DigestMismatch):
+        return False
 
 
 def _other_forms(data: bytes, name: str) -> Directive | None:

@@ -77,7 +77,7 @@ class Control:
             if name not in daemon.entitlements:
                 summary = f"granting entitlement {name} is not allowed by build daemon configuration"
                 raise UsageError(summary, hint=f"start it with --allow-insecure-entitlement {name}")
-        return Job(
+        job = Job(
             request.Ref,
             engine=daemon.engine,
             sessions=daemon.sessions,
@@ -86,6 +86,8 @@ class Control:
             allow=frozenset(request.Entitlements),
             request=request,
         )
+        job.bridge = lambda answer, inputs: daemon.bridge(job, answer, inputs)
+        return job
 
     def status(self, request: control_pb2.StatusRequest, call: ServerCall) -> None:
         """Follow a build; one that is over is shown from its record."""

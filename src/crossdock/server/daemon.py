@@ -29,7 +29,9 @@ from crossdock.server.workers import Worker
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from crossdock.buildkit.proto import ops_pb2
     from crossdock.buildkit.rpc.serve import Handler, ServerCall
+    from crossdock.server.answer import Answer
     from crossdock.server.jobs import Job
     from crossdock.server.options import ServerOptions
 
@@ -85,6 +87,13 @@ class Daemon:
             **content.handlers(self.engine, self.history),
             **health.handlers(),
         }
+
+    def bridge(
+        self, job: Job, answer: Answer, inputs: Mapping[str, ops_pb2.Definition]
+    ) -> dict[str, Handler]:
+        """Return what a frontend in a container may ask for, about its own build alone."""
+        bridge = LLBBridge(lambda _call: job, self.worker, answer, inputs)
+        return {**gateway.handlers(bridge, Containers(lambda _call: job)), **health.handlers()}
 
     def close(self) -> None:
         """Cancel builds and end everything."""

@@ -38,7 +38,7 @@ from crossdock.server.clientcalls import pull_upload
 from crossdock.server.results import ResultRef, Results, platform_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import TypeGuard
 
     from crossdock.dockerfile.contexts import ContextSpec
@@ -64,13 +64,20 @@ _CAPS = frozenset(
 )
 
 
-def run_dockerfile(job: Job, attrs: Mapping[str, str], inputs: Mapping[str, Output | None]) -> Results:
+def run_dockerfile(
+    job: Job,
+    attrs: Mapping[str, str],
+    inputs: Mapping[str, Output | None],
+    other: Callable[[str], Results],
+) -> Results:
     """Convert a Dockerfile, or answer a question about it. Nothing of the result is made yet.
+
+    ``other`` runs the frontend in an image, where the file asks for one.
 
     Raises: DockerfileError with the place; ContextError, UsageError, NotSupported; what resolving images raises.
     """
     _check_caps(attrs)
-    return _Frontend(job, attrs, inputs).run()
+    return _Frontend(job, attrs, inputs, other).run()
 
 
 def _check_caps(attrs: Mapping[str, str]) -> None:
@@ -84,8 +91,15 @@ def _check_caps(attrs: Mapping[str, str]) -> None:
 class _Frontend:
     """One run."""
 
-    def __init__(self, job: Job, attrs: Mapping[str, str], inputs: Mapping[str, Output | None]) -> None:
+    def __init__(
+        self,
+        job: Job,
+        attrs: Mapping[str, str],
+        inputs: Mapping[str, Output | None],
+        other: Callable[[str], Results],
+    ) -> None:
         self._job = job
+        self._other = other
         self._attrs = dict(attrs)
         self._inputs = inputs
         self._filename = attrs.get("filename") or "Dockerfile"
@@ -106,6 +120,9 @@ class _Frontend:
         given = {k: InputContext(output=v, config=self._input_config(k)) for k, v in self._inputs.items()}
         options = options_from_attrs(self._attrs, build_platforms=(local_platform(),), inputs=given)
         options, data = self._load(options)
+        image = self._syntax(data, options)
+        if image:
+            return self._other(image)
         request = self._attrs.get("requestid", "")
         images = self._job.images
         times = EngineTimes(self._job.solve_output, self._read_dir)
@@ -121,6 +138,21 @@ class _Frontend:
             parse(data, self._filename), options, images=images, context=self, warn=self._warn, sources=times
         )
         return _as_results(results, multi_platform=options.multi_platform)
+
+    def _syntax(self, data: bytes, options: ConvertOptions) -> str:
+        """Return the image whose frontend the file asks for, ``""`` when ours serves it."""
+        # With a command line the client has chosen already: BuildKit looks no further then.
+        if "cmdline" in self._attrs:
+            return ""
+        from crossdock.dockerfile.directives import detect_syntax
+        from crossdock.dockerfile.syntax import is_served
+
+        text = options.build_args.get("BUILDKIT_SYNTAX", "").strip()
+        if not text:
+            found = detect_syntax(data, self._filename)
+            text = found.value if found is not None else ""
+        text = text.partition(" ")[0]
+        return "" if not text or is_served(text) else text
 
     def _input_config(self, name: str) -> ImageConfig | None:
         """Inputs bring an image config in ``input-metadata:NAME``."""

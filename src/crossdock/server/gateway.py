@@ -9,7 +9,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from crossdock.buildkit.proto import gateway_pb2, stat_pb2
+from crossdock.buildkit.proto import gateway_pb2, ops_pb2, stat_pb2
 from crossdock.buildkit.rpc.serve import unary
 from crossdock.buildkit.session.tree import go_mode
 from crossdock.errors import (
@@ -30,13 +30,14 @@ from crossdock.server.results import Results, platform_from_pb
 from crossdock.server.runner import solve_request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from crossdock.buildkit.rpc.serve import Handler, ServerCall
     from crossdock.builds.images import EngineImages
     from crossdock.engine.cache.refs import Ref
     from crossdock.engine.facade import FileInfo
     from crossdock.image.platform import Platform
+    from crossdock.server.answer import Answer
     from crossdock.server.jobs import Job
     from crossdock.server.workers import Worker
 
@@ -56,9 +57,18 @@ def _missing(path: str) -> Missing:
 class LLBBridge:
     """The service's methods; ``find`` gives the build that a call is about."""
 
-    def __init__(self, find: Callable[[ServerCall], Job], worker: Worker) -> None:
+    def __init__(
+        self,
+        find: Callable[[ServerCall], Job],
+        worker: Worker,
+        answer: Answer | None = None,
+        inputs: Mapping[str, ops_pb2.Definition] | None = None,
+    ) -> None:
+        """``answer`` takes the result and ``inputs`` are given, where it is not the client that is the frontend."""
         self._find = find
         self._worker = worker
+        self._answer = answer
+        self._inputs = inputs
 
     # --- solving ---
 
@@ -97,7 +107,7 @@ class LLBBridge:
                 only = results.refs.get("")
                 response.ref = only.id if only is not None else ""
             if request.Final:
-                job.returned(results)
+                self._answer_of(job).give(results)
             return response
 
     def evaluate(self, request: pb.EvaluateRequest, call: ServerCall) -> pb.EvaluateResponse:
@@ -112,20 +122,22 @@ class LLBBridge:
         with answering():
             job = self._find(call)
             if request.HasField("error"):
-                job.returned(ClientFailure(request.error))
+                self._answer_of(job).give(ClientFailure(request.error))
             elif request.HasField("result"):
                 if request.result.attestations:
                     summary = "attestations of frontends are not supported by this server yet"
                     raise NotSupported(summary)
-                job.returned(Results.from_pb(request.result, job.known()))
+                self._answer_of(job).give(Results.from_pb(request.result, job.known()))
             else:
-                job.returned(Results.empty())
+                self._answer_of(job).give(Results.empty())
             return pb.ReturnResponse()
 
     def inputs(self, _request: pb.InputsRequest, call: ServerCall) -> pb.InputsResponse:
         """Give the definitions that the build request brought."""
         with answering():
-            return pb.InputsResponse(Definitions=dict(self._find(call).request.FrontendInputs))
+            job = self._find(call)
+            given = job.request.FrontendInputs if self._inputs is None else self._inputs
+            return pb.InputsResponse(Definitions=dict(given))
 
     def warn(self, request: pb.WarnRequest, call: ServerCall) -> pb.WarnResponse:
         """Attach a warning to a vertex."""
@@ -147,6 +159,9 @@ class LLBBridge:
                 )
             )
             return pb.WarnResponse()
+
+    def _answer_of(self, job: Job) -> Answer:
+        return job.answer if self._answer is None else self._answer
 
     # --- looking ---
 

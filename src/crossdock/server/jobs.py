@@ -20,6 +20,7 @@ from crossdock.cancel import CancelToken
 from crossdock.engine.cache.refs import SCRATCH
 from crossdock.engine.facade import SolveInputs
 from crossdock.errors import Cancelled, CrossdockError, UsageError
+from crossdock.server.answer import Answer
 from crossdock.server.attests import Asked, JobAttests
 from crossdock.server.caches import JobCaches
 from crossdock.server.clientcalls import ClientAgents, ClientCredentials, get_secret
@@ -33,7 +34,8 @@ from crossdock.server.statuslog import StatusLog
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from crossdock.buildkit.proto import control_pb2
+    from crossdock.buildkit.proto import control_pb2, ops_pb2
+    from crossdock.buildkit.rpc.serve import Handler
     from crossdock.engine.cache.refs import Ref
     from crossdock.engine.facade import Engine
     from crossdock.engine.solver import KeyedVertex
@@ -85,6 +87,10 @@ class Job:
         self._stack.callback(self._agents.close)
         self.layouts = ClientLayouts(sessions, session_id, self.cancel)
         self.images = EngineImages(self.engine, self.log, self.cancel, self.layouts)
+        #: the result of a client that is its own frontend
+        self.answer = Answer()
+        #: makes what a frontend in a container may ask for; set by whoever serves the gateway
+        self.bridge: Callable[[Answer, Mapping[str, ops_pb2.Definition]], Mapping[str, Handler]] | None = None
         self.containers = JobContainers()
         self._stack.callback(self.containers.close)
         #: for provenance
@@ -102,7 +108,6 @@ class Job:
         self._changed = threading.Condition()
         self._refs: dict[str, ResultRef] = {}
         self._solving: set[str] = set()
-        self._returned: Results | CrossdockError | None = None
 
     def session(self, cancel: CancelToken) -> ClientSession:
         """Return the client's session. Raises: SessionLost; the token's cause."""
@@ -209,27 +214,6 @@ class Job:
 
         credentials = ClientCredentials(self.session) if self.session_id else Credentials.none()
         return RegistryClient(config=self._registry, credentials=credentials, cancel=cancel)
-
-    # --- the client as frontend ---
-
-    def returned(self, outcome: Results | CrossdockError) -> None:
-        """Take the result of a client that is its own frontend. Raises: UsageError the second time."""
-        with self._changed:
-            if self._returned is not None:
-                summary = "gateway result is already set"
-                raise UsageError(summary)
-            self._returned = outcome
-            self._changed.notify_all()
-
-    def wait_returned(self) -> Results:
-        """Wait for the client's result. Raises: its error; the token's cause."""
-        with self.cancel.waking(self._wake), self._changed:
-            while self._returned is None:
-                self.cancel.check()
-                self._changed.wait()
-            if isinstance(self._returned, CrossdockError):
-                raise self._returned
-            return self._returned
 
     def _wake(self) -> None:
         with self._changed:

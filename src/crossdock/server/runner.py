@@ -56,7 +56,7 @@ def run_job(job: Job) -> dict[str, str]:
             inputs=request.FrontendInputs,
         )
     else:
-        results = job.wait_returned()
+        results = job.answer.wait(job.cancel)
     response = frontend_metadata(results.metadata)
     response.update(_finish(job, results))
     return response
@@ -122,26 +122,42 @@ def solve_request(
         return job.remember(Results.of(decode_output(definition)))
     if not frontend:
         return job.remember(Results({"": ResultRef(None)}, single=True))
-    if frontend == "gateway.v0":
-        _check_source(attrs.get("source", ""))
-    elif frontend != "dockerfile.v0":
+    if frontend not in ("gateway.v0", "dockerfile.v0"):
         summary = f"invalid frontend: {frontend}"
         raise UsageError(summary, hint="this server has dockerfile.v0 and gateway.v0")
-    from crossdock.server.frontend import run_dockerfile
-
     job.asked.frontend, job.asked.attrs = frontend, dict(attrs)
     job.caches.load(imports_of_attrs(attrs))
+    source = attrs.get("source", "")
+    if frontend == "gateway.v0" and not _is_ours(source):
+        return job.remember(run_image(job, source, attrs, inputs))
+    from crossdock.server.frontend import run_dockerfile
+
     given = {name: decode_output(value) for name, value in inputs.items()}
-    return job.remember(run_dockerfile(job, attrs, given))
+
+    def other(image: str) -> Results:
+        return run_image(job, image, {**attrs, "source": image, "cmdline": image}, inputs)
+
+    return job.remember(run_dockerfile(job, attrs, given, other))
 
 
-def _check_source(source: str) -> None:
-    """Serve the official frontend's images by our own frontend; others cannot be run yet."""
+def run_image(
+    job: Job, source: str, attrs: Mapping[str, str], inputs: Mapping[str, ops_pb2.Definition]
+) -> Results:
+    """Run the frontend in an image. Raises: NotSupported; as ``run_frontend_image``."""
+    from crossdock.server.imagefrontend import run_frontend_image
+
+    bridge = job.bridge
+    if bridge is None:
+        summary = f"the frontend image {source} cannot be run here"
+        raise NotSupported(summary)
+    return run_frontend_image(job, source, attrs, lambda answer: bridge(answer, inputs))
+
+
+def _is_ours(source: str) -> bool:
+    """Whether our own frontend serves an image of the official one. Raises: UsageError without one."""
     if source == "dockerfile.v0":
-        return
+        return True
     if not source:
         summary = "no source specified for gateway"
         raise UsageError(summary)
-    if parse_reference(source).repository not in _OURS:
-        summary = f"the frontend image {source} cannot be run: only docker/dockerfile is served, by Crossdock itself"
-        raise NotSupported(summary)
+    return parse_reference(source).repository in _OURS
