@@ -6,6 +6,7 @@ the writer out. Here the state is locked and the blocking happens outside.
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 import threading
 from typing import TYPE_CHECKING
@@ -50,6 +51,11 @@ class TlsStream:
                 if not data:
                     raise EOFError from None
                 self._incoming.write(data)
+            except ssl.SSLError:
+                # The alert that tells the peer why.
+                with contextlib.suppress(OSError):
+                    self._flush()
+                raise
             else:
                 self._flush()
                 return
@@ -103,7 +109,11 @@ def client_context(options: TlsOptions) -> ssl.SSLContext:
     if (options.cert is None) != (options.key is None):
         summary = "TLS client certificate and key must be given together"
         raise BuilderError(summary)
-    context = ssl.create_default_context(cadata=_read(options.ca_cert) if options.ca_cert else None)
+    try:
+        context = ssl.create_default_context(cadata=_read(options.ca_cert) if options.ca_cert else None)
+    except ssl.SSLError as exc:
+        summary = f"cannot use TLS file {options.ca_cert}: {exc.reason or exc}"
+        raise BuilderError(summary, hint="it must hold PEM certificates") from exc
     context.set_alpn_protocols(["h2"])
     if options.cert is not None and options.key is not None:
         for path in (options.cert, options.key):

@@ -49,6 +49,8 @@ _MAX_FRAME = 256 * 1024
 _BLOCK = 256 * 1024
 #: streams that a peer may have open at once
 _MAX_STREAMS = 256
+#: seconds to wait for what a peer said before it closed the connection
+_LAST_WORDS_S = 0.5
 #: bytes of one header block
 _MAX_HEADERS = 16 << 20
 
@@ -331,6 +333,9 @@ class Connection:
         try:
             self._bytes.sendall(data)
         except (OSError, ValueError) as exc:
+            # Why the peer ended the connection is in what it sent last, which the reader finds.
+            if self._reader.is_alive() and threading.current_thread() is not self._reader:
+                self._reader.join(_LAST_WORDS_S)
             self._fail(ConnectionLost(self._why(f"{exc}")))
             self._bytes.close()
             with self.lock:
