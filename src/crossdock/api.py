@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from crossdock.errors import CrossdockError, UsageError
+from crossdock.errors import CrossdockError, NotSupported, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -222,6 +222,9 @@ class Builder:
         from crossdock.builders.routing import run_build
         from crossdock.cancel import CancelToken
 
+        if request.explain and self.driver != "embedded":
+            summary = "only the embedded builder can explain why steps were not cached"
+            raise NotSupported(summary, hint="leave out --explain, or build with --builder embedded")
         result = run_build(self._group, self._drivers, request, _sink(on_event), cancel or CancelToken())
         self._note_activity()
         return result

@@ -66,6 +66,7 @@ class _Loading:
         while self._thread.is_alive() and time.monotonic() < deadline:
             cancel.check()
             self._thread.join(_POLL_S)
+        cancel.check()
         if self._thread.is_alive():
             late = CacheError(f"it did not answer within {DEADLINE_S:.0f} seconds")
             self._token.cancel(late)
