@@ -373,7 +373,7 @@ def _buildx(engine: services.DockerEngine, context: Path, home: Path, output: st
     shutil.copy(engine.plugins / "docker-buildx", home / "config/cli-plugins/docker-buildx")
     environment = {**os.environ, "DOCKER_HOST": engine.address, "DOCKER_CONFIG": str(home / "config")}
     epoch = "--build-arg=SOURCE_DATE_EPOCH=1500000000"
-    command = [engine.client, "buildx", "build", "--provenance=false", epoch, "-o", output, context]
+    command = [str(engine.client), "buildx", "build", "--provenance=false", epoch, "-o", output, str(context)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
