@@ -318,3 +318,38 @@ print(time.perf_counter() - started)
     ]
     # The best of several: other tests share the processors.
     assert min(times) < (0.015 if _ROOT else 0.040)
+
+
+def test_a_run_directory_that_somebody_else_has_made_is_not_used(tmp_path: Path) -> None:
+    # below an unwritable /run, as root of a user namespace: names in /tmp are known to everybody
+    (tmp_path / "tmp").mkdir()
+    code = """
+from crossdock.engine.sandbox.worker import WorkerOptions, become_worker
+print(become_worker(WorkerOptions()).run_dir)
+"""
+    outer = os.geteuid()
+    hide = f"""
+mount -t tmpfs -o mode=555 none /run
+mount --bind {tmp_path}/tmp /tmp
+"$@"
+rmdir /tmp/crossdock-{outer}
+ln -s /etc /tmp/crossdock-{outer}
+exec "$@"
+"""
+    prefix = (
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "setpriv",
+        "--bounding-set=-dac_override",
+        "sh",
+        "-ec",
+    )
+    done = subprocess.run(
+        [*prefix, hide, "sh", sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.split()
+    assert first == f"/tmp/crossdock-{outer}"
+    assert second.startswith(f"/tmp/crossdock-{outer}-")

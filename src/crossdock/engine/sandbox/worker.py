@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crossdock.engine.sandbox.idmap import contains
+from crossdock.engine.sandbox.idmap import contains, read_id_map
 from crossdock.engine.sandbox.launch import PID_NAMESPACE, Attempt, Refused, launch
 from crossdock.errors import InternalError, SandboxError
 from crossdock.record import NamedTuple
@@ -162,18 +162,25 @@ def _covered_proc() -> str:
 
 def _make_run_dir(chosen: Path | None) -> Path:
     """Make the mount point of the private tmpfs. In /tmp it has no parent that another user could exchange."""
-    uid = os.geteuid()
-    if chosen is None:
-        base = Path(os.environ.get("XDG_RUNTIME_DIR", "") if uid else "/run")
-        usable = base.is_absolute() and os.access(base, os.W_OK)
-        chosen = base / "crossdock" if usable else Path(f"/tmp/crossdock-{uid}")  # noqa: S108
-    try:
-        chosen.mkdir(mode=0o700, parents=True, exist_ok=True)
-        owner = chosen.lstat().st_uid
-    except OSError as exc:
-        summary = f"cannot make the run directory {chosen}: {exc.strerror}"
-        raise SandboxError(summary, missing="run directory") from exc
-    if owner != uid or chosen.is_symlink():
-        summary = f"the run directory {chosen} belongs to another user"
-        raise SandboxError(summary, missing="run directory", hint="remove it, or set XDG_RUNTIME_DIR")
-    return chosen.resolve()
+    candidates = [chosen] if chosen is not None else _run_dirs(os.geteuid())
+    for path in candidates:
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            owner = path.lstat().st_uid
+        except OSError as exc:
+            summary = f"cannot make the run directory {path}: {exc.strerror}"
+            raise SandboxError(summary, missing="run directory") from exc
+        if owner == os.geteuid() and not path.is_symlink():
+            return path.resolve()
+    summary = f"the run directory {candidates[0]} belongs to another user"
+    raise SandboxError(summary, missing="run directory", hint="remove it, or set XDG_RUNTIME_DIR")
+
+
+def _run_dirs(uid: int) -> list[Path]:
+    """Where to look for a place; in /tmp the root of one user's namespace must not meet that of another's."""
+    base = Path(os.environ.get("XDG_RUNTIME_DIR", "") if uid else "/run")
+    if base.is_absolute() and os.access(base, os.W_OK):
+        return [base / "crossdock"]
+    outer = next((r.outside + uid - r.inside for r in read_id_map("uid") if contains((r,), uid)), uid)
+    name = f"/tmp/crossdock-{outer}"  # noqa: S108
+    return [Path(name), Path(f"{name}-{os.stat('/proc/self/ns/user').st_ino}")]
