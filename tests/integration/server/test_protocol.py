@@ -429,6 +429,8 @@ class TestContainers:
                     exit_code = message.Exit.Code
                 case "Done":
                     ended.set()
+                case other:
+                    pytest.fail(f"unexpected message {other}")
         return exit_code, out[1], out[2]
 
     @staticmethod
