@@ -9,12 +9,13 @@ import json
 import threading
 from typing import TYPE_CHECKING
 
-from crossdock.errors import NotSupported, UsageError
+from crossdock.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from crossdock.engine.cache.refs import Ref
+    from crossdock.engine.remotecache.backend import Backend
     from crossdock.engine.remotecache.spec import CacheSpec
     from crossdock.engine.solver import KeyedVertex
     from crossdock.server.jobs import Job
@@ -55,8 +56,8 @@ class JobCaches:
         unique = {json.dumps(entry, sort_keys=True): entry for entry in entries}.values()
         # The environment is the client's to read: what it knows of it is in the attributes.
         self._exports = active([CacheSpec(kind, attrs) for kind, attrs in unique], {})
-        self._check_place(self._exports)
         check_caches([], self._exports)
+        self._exports = self._placed(self._exports)
 
     def load_request(self) -> None:
         """Import what the request asks for. Raises: UsageError, NotSupported; the token's cause."""
@@ -73,13 +74,12 @@ class JobCaches:
         from crossdock.engine.remotecache.spec import CacheSpec, active, check_caches
 
         specs = active([CacheSpec(kind, attrs) for kind, attrs in wanted], {})
-        self._check_place(specs)
         with self._lock:
             new = [spec for spec in specs if spec not in self._loaded]
             self._loaded += new
         if new:
             check_caches(new, [])
-            self._job.engine.import_caches(new, sink=self._job.log, cancel=self._job.cancel)
+            self._job.engine.import_caches(self._placed(new), sink=self._job.log, cancel=self._job.cancel)
 
     def secure(self, refs: Sequence[Ref]) -> None:
         """Before outputs that cannot be begun again: have everything that imported caches promised.
@@ -124,12 +124,16 @@ class JobCaches:
             self._job.engine.settle_caches()
         return response
 
-    @staticmethod
-    def _check_place(specs: Sequence[CacheSpec]) -> None:
-        """Refuse directories: they would be ours, where the client means its own."""
-        if any(spec.type == "local" for spec in specs):
-            summary = "caches of the type local are not supported by this server yet"
-            raise NotSupported(summary, hint="use type=registry or type=inline")
+    def _placed(self, specs: Sequence[CacheSpec]) -> list[CacheSpec]:
+        """Have directories be the client's: a path of its own is nothing here."""
+        from crossdock.server.clientcache import ClientCacheBackend
+
+        job = self._job
+
+        def make(attrs: Mapping[str, str]) -> Backend:
+            return ClientCacheBackend(attrs, job.session)
+
+        return [spec._replace(make=make) if spec.type == "local" else spec for spec in specs]
 
 
 def imports_of_attrs(attrs: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:

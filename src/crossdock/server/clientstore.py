@@ -17,14 +17,14 @@ from crossdock.server.streams import session_failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from crossdock.buildkit.rpc.channel import Call
     from crossdock.cancel import CancelToken
+    from crossdock.engine.remotecache.backend import Readable
     from crossdock.image.digest import Digest
     from crossdock.server.sessions import ClientSession, SessionManager
 
-__all__ = ["ClientLayouts", "write_blob"]
+__all__ = ["ClientLayouts", "open_blob", "write_blob"]
 
 _READ = "/containerd.services.content.v1.Content/Read"
 _WRITE = "/containerd.services.content.v1.Content/Write"
@@ -40,11 +40,11 @@ class ClientLayouts(Mapping[str, "Callable[[Digest], BinaryIO]"]):
         self._cancel = cancel
 
     def __getitem__(self, name: str) -> Callable[[Digest], BinaryIO]:
-        def open_blob(digest: Digest, /) -> BinaryIO:
+        def opened(digest: Digest, /) -> BinaryIO:
             session = self._sessions.get(self._session_id, self._cancel)
-            return io.BufferedReader(_Reader(session, f"oci:{name}", digest, self._cancel), _BLOCK)
+            return open_blob(session, f"oci:{name}", digest, self._cancel)
 
-        return open_blob
+        return opened
 
     def __iter__(self) -> Iterator[str]:
         return iter(())
@@ -57,10 +57,18 @@ class ClientLayouts(Mapping[str, "Callable[[Digest], BinaryIO]"]):
         return True
 
 
+def open_blob(session: ClientSession, store: str, digest: str, cancel: CancelToken) -> BinaryIO:
+    """Open a blob of a client's store for one pass; whether it is there shows when it is read.
+
+    Raises: ContextError when the client offers no store; SessionLost.
+    """
+    return io.BufferedReader(_Reader(session, store, digest, cancel), _BLOCK)
+
+
 class _Reader(io.RawIOBase):
     """A blob of a client's store as a file."""
 
-    def __init__(self, session: ClientSession, store: str, digest: Digest, cancel: CancelToken) -> None:
+    def __init__(self, session: ClientSession, store: str, digest: str, cancel: CancelToken) -> None:
         self._session = session
         self._what = f"reading {digest} of the client's {store}"
         if not session.supports(_READ):
@@ -102,8 +110,10 @@ class _Reader(io.RawIOBase):
         super().close()
 
 
-def write_blob(session: ClientSession, store: str, digest: str, path: Path, cancel: CancelToken) -> None:
-    """Write a file as a blob of a client's store, unless it has it.
+def write_blob(
+    session: ClientSession, store: str, digest: str, source: Readable, size: int, cancel: CancelToken
+) -> None:
+    """Write what ``source`` gives as a blob of a client's store, unless it has it.
 
     Raises: ContextError with the client's words; SessionLost; OSError reading; the token's cause.
     """
@@ -111,13 +121,12 @@ def write_blob(session: ClientSession, store: str, digest: str, path: Path, canc
     if not session.supports(_WRITE):
         summary = f"{what}: the client offers no content store"
         raise ContextError(summary)
-    size = path.stat().st_size
     call = session.start(_WRITE, (("buildkit-attachable-store-id", store),))
     common: dict[str, Any] = {"ref": f"crossdock-{digest}", "total": size, "expected": digest}
     offset = 0
     try:
-        with cancel.waking(call.cancel), path.open("rb") as file:
-            while data := file.read(_BLOCK):
+        with cancel.waking(call.cancel):
+            while data := source.read(_BLOCK):
                 request = content_pb2.WriteContentRequest(
                     action=content_pb2.WRITE, offset=offset, data=data, **common
                 )

@@ -220,7 +220,9 @@ def _send_layout(job: Job, directory: Path) -> None:
     session = job.session(job.cancel)
     for path in sorted((directory / "blobs").glob("*/*")):
         job.cancel.check()
-        write_blob(session, "export", f"{path.parent.name}:{path.name}", path, job.cancel)
+        with path.open("rb") as file:
+            digest, size = f"{path.parent.name}:{path.name}", path.stat().st_size
+            write_blob(session, "export", digest, file, size, job.cancel)
 
 
 class _ClientFile:

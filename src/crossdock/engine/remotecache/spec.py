@@ -12,7 +12,7 @@ from crossdock.layers.compression import COMPRESSION_ATTRS, Compression, parse_b
 from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from crossdock.engine.remotecache.backend import Backend
     from crossdock.engine.remotecache.place import Surroundings
@@ -67,6 +67,8 @@ class CacheSpec(NamedTuple):
 
     type: str
     attrs: Mapping[str, str]
+    #: makes the backend instead of the type's own: for a directory that is not of this machine
+    make: Callable[[Mapping[str, str]], Backend] | None = None
 
 
 class ExportOptions(NamedTuple):
@@ -111,7 +113,7 @@ def active(specs: Sequence[CacheSpec], environ: Mapping[str, str]) -> list[Cache
             _fill_gha(attrs, environ)
             if not attrs.get("token") or not (attrs.get("url") or attrs.get("url_v2")):
                 continue
-        found.append(CacheSpec(spec.type, attrs))
+        found.append(spec._replace(attrs=attrs))
     return found
 
 
@@ -181,6 +183,8 @@ _EXAMPLES = {"ref": "registry.example.com/app:cache", "dest": "cache", "src": "c
 
 def make_backend(spec: CacheSpec, around: Surroundings, *, exported: bool) -> Backend:
     """Make what talks to a place. Raises: UsageError for a value; NotSupported when an extra package is missing."""
+    if spec.make is not None:
+        return spec.make(spec.attrs)
     from importlib import import_module
 
     module, name = _BACKENDS[spec.type]
