@@ -46,6 +46,8 @@ def azurite() -> Path:
         raise MissingError(msg)
     folder = privateapt.cache_dir() / AZURITE.replace("@", "-")
     program = folder / "node_modules/.bin/azurite-blob"
+    if program.exists():  # perhaps in a cache that only root can write
+        return program
     with privateapt.locked(folder.with_name(folder.name + ".lock")):
         if not program.exists():
             folder.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import objectstores
 import privateapt
 import services
 
@@ -68,6 +69,10 @@ def fetch() -> None:
         baseimage.busybox_packages([arch for arch, _ in baseimage.PLATFORMS.values()])
     except privateapt.AptError as error:
         # the cases that need it skip with this reason, or fail where all is required
+        print(f"not available: {error}", file=sys.stderr)
+    try:
+        objectstores.azurite()
+    except objectstores.MissingError as error:
         print(f"not available: {error}", file=sys.stderr)
 
 
