@@ -252,7 +252,8 @@ class DockerEngine(_Service):
     """A Docker Engine with its own data, socket and namespaces; needs root. Containers get ``--network none``.
 
     ``containerd_store`` turns the containerd image store on (26.1: multi-platform images). ``data`` is a folder to keep
-    images in; without it they go with the Engine.
+    images in; without it they go with the Engine. ``bounded`` lets privileged containers run where root lacks a
+    capability (scripts/boundedruntime.py).
     """
 
     def __init__(
@@ -262,9 +263,11 @@ class DockerEngine(_Service):
         containerd_store: bool = False,
         insecure: Sequence[str] = (),
         data: Path | None = None,
+        bounded: bool = False,
     ) -> None:
         super().__init__()
         self._data = data
+        self._bounded = bounded
         self.version = version
         self._containerd_store = containerd_store
         self._insecure = insecure
@@ -289,11 +292,17 @@ class DockerEngine(_Service):
         self.log = self.folder / "log"
         self.socket = self.folder / "docker.sock"
         self.address = f"unix://{self.socket}"
+        # not where the source lies: a checkout may be on a file system that runs nothing
+        runtime = self.folder / "boundedruntime"
+        if self._bounded:
+            shutil.copy(Path(__file__).with_name("boundedruntime.py"), runtime)
         (self.folder / "daemon.json").write_text(
             json.dumps(
                 {
                     "features": {"containerd-snapshotter": self._containerd_store},
                     "insecure-registries": list(self._insecure),
+                    **({"runtimes": {"bounded": {"path": str(runtime)}}} if self._bounded else {}),
+                    **({"default-runtime": "bounded"} if self._bounded else {}),
                 }
             )
         )

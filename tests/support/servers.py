@@ -121,6 +121,13 @@ def docker_engine_containerd() -> Iterator[services.DockerEngine]:
         yield engine
 
 
+@pytest.fixture(scope="session")
+def docker_engine_bounded() -> Iterator[services.DockerEngine]:
+    """Docker Engine 20.10 that runs privileged containers wherever root can (needs "docker")."""
+    with services.DockerEngine("20.10", bounded=True) as engine:
+        yield engine
+
+
 @dataclass(frozen=True)
 class DockerCli:
     """A real docker client with a configuration of its own."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from crossdock.buildkit.session.server import Session
     from crossdock.buildkit.transport import ByteStream
 
-__all__ = ["EngineDialer", "unix_dialer"]
+__all__ = ["EngineDialer", "unix_dialer", "upgrade"]
 
 _MAX_HEAD = 64 * 1024
 
@@ -54,35 +54,48 @@ class EngineDialer:
 
     def grpc(self) -> ByteStream:
         """Open ``POST /grpc``: a connection to Control, LLBBridge and the other services."""
-        return self._upgrade("/grpc", ())
+        return upgrade(self._dial, "/grpc", [("Upgrade", "h2c")], name=self._name)
 
     def session(self, session: Session) -> ByteStream:
         """Open ``POST /session``: the stream on which the Engine calls us."""
-        return self._upgrade("/session", session.headers)
+        headers = [("Upgrade", "h2c"), *session.headers]
+        return upgrade(self._dial, "/session", headers, name=self._name)
 
-    def _upgrade(self, path: str, headers: Sequence[tuple[str, str]]) -> ByteStream:
-        stream = self._dial()
-        lines = [f"POST {path} HTTP/1.1", "Host: docker", "Connection: Upgrade", "Upgrade: h2c"]
-        lines += [f"{name.title()}: {value}" for name, value in headers]
-        try:
-            stream.sendall("\r\n".join((*lines, "", "")).encode())
-            head, rest = _read_head(stream)
-        except OSError as exc:
-            stream.close()
-            summary = f"{self._name}: the connection broke during the upgrade of {path}: {exc}"
-            raise BuilderError(summary, retryable=True) from exc
-        status = head.split(b"\r\n", 1)[0].split(b" ", 2)
-        if len(status) < 2 or status[1] != b"101":
-            text = b" ".join(status[1:]).decode(errors="replace")
-            if text:
-                stream.close()
-                summary = f"{self._name} refused {path}: {text}"
-                raise BuilderError(summary, hint="an Engine of version 18.09 or later is needed")
-            text = str(getattr(stream, "failure", "")) or "no answer"
-            stream.close()
-            summary = f"cannot reach {self._name}: {text}"
-            raise BuilderError(summary, hint="is the Engine running?", retryable=True)
+
+def upgrade(
+    dial: Callable[[], ByteStream],
+    path: str,
+    headers: Sequence[tuple[str, str]],
+    *,
+    body: bytes = b"",
+    name: str,
+) -> ByteStream:
+    """Post to an Engine and keep the connection; ``name`` is the Engine's, for messages.
+
+    Raises: what ``dial`` raises; BuilderError when the Engine refuses, or does not answer.
+    """
+    stream = dial()
+    lines = [f"POST {path} HTTP/1.1", "Host: docker", "Connection: Upgrade"]
+    lines += [f"{key.title()}: {value}" for key, value in headers]
+    lines += [f"Content-Length: {len(body)}"] if body else []
+    try:
+        stream.sendall("\r\n".join((*lines, "", "")).encode() + body)
+        head, rest = _read_head(stream)
+    except OSError as exc:
+        stream.close()
+        summary = f"{name}: the connection broke during the upgrade of {path}: {exc}"
+        raise BuilderError(summary, retryable=True) from exc
+    status = head.split(b"\r\n", 1)[0].split(b" ", 2)
+    if len(status) >= 2 and status[1] == b"101":
         return _Upgraded(stream, rest)
+    text = b" ".join(status[1:]).decode(errors="replace")
+    failure = str(getattr(stream, "failure", "")) or "no answer"
+    stream.close()
+    if not text:
+        summary = f"cannot reach {name}: {failure}"
+        raise BuilderError(summary, hint="is the Engine running?", retryable=True)
+    summary = f"{name} refused {path.partition('?')[0]}: {text}"
+    raise BuilderError(summary, hint="an Engine of version 18.09 or later is needed")
 
 
 class _Upgraded:

@@ -108,14 +108,14 @@ class ContainerOptions(Record):
         return {"Name": name, **({"MaximumRetryCount": int(count)} if count else {})}
 
     def limits(self) -> dict[str, Any]:
-        """Return the limits that were given, by the Engine SDK's names."""
+        """Return the limits that were given, by the Engine's names."""
         pairs = {
-            "mem_limit": self.memory,
-            "memswap_limit": self.memory_swap,
-            "cpu_period": self.cpu_period,
-            "cpu_quota": self.cpu_quota,
-            "cpu_shares": self.cpu_shares,
-            "cpuset_cpus": self.cpuset_cpus,
-            "cpuset_mems": self.cpuset_mems,
+            "Memory": self.memory,
+            "MemorySwap": self.memory_swap,
+            "CpuPeriod": self.cpu_period,
+            "CpuQuota": self.cpu_quota,
+            "CpuShares": self.cpu_shares,
+            "CpusetCpus": self.cpuset_cpus,
+            "CpusetMems": self.cpuset_mems,
         }
         return {k: v for k, v in pairs.items() if v}

@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 from crossdock.builders.dockerconfig import context_names, endpoint_of
 from crossdock.builders.dockerengine import ssh_command, tls_context
 from crossdock.builders.drivers.buildkit import BuildKitDriver, node_path
-from crossdock.builders.drivers.enginepush import push_image
 from crossdock.builders.drivers.steps import Step
 from crossdock.buildkit.client import Client
 from crossdock.buildkit.dial import open_tcp, open_tls
@@ -49,6 +48,8 @@ class DockerDriver(BuildKitDriver):
             if export.type == "moby" and export.attrs.get("push", "").lower() in ("true", "1")
             for name in export.attrs.get("name", "").split(",")
         ]
+        from crossdock.builders.drivers.enginepush import push_image
+
         for name in filter(None, names):
             cancel.check()
             with Step(sink, f"pushing {name} with docker") as step:

@@ -5,15 +5,15 @@ Spec: Docker Engine API, ``POST /images/{name}/push`` and ``X-Registry-Auth``.
 
 from __future__ import annotations
 
-import base64
 import json
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from crossdock.builders.dockerengine import connect
+from crossdock.builders.drivers.engineapi import registry_auth
+from crossdock.builders.drivers.plan import logins
 from crossdock.errors import AuthError, BuilderError, RegistryError
 from crossdock.image import parse_reference
-from crossdock.registry import Credentials
 
 if TYPE_CHECKING:
     from crossdock.builders.dockerconfig import DockerEndpoint
@@ -31,15 +31,8 @@ def push_image(endpoint: DockerEndpoint, name: str, step: Step, cancel: CancelTo
     from http.client import HTTPException
 
     ref = parse_reference(name).with_default_tag()
-    login = Credentials().lookup(ref.domain, ref.path, cancel=cancel)
-    auth: dict[str, str] = {}
-    if login is not None:
-        auth = {"username": login.username, "serveraddress": ref.domain}
-        if login.password is not None:
-            auth["password"] = login.password.reveal_str()
-        if login.identity_token is not None:
-            auth["identitytoken"] = login.identity_token.reveal_str()
-    header = base64.urlsafe_b64encode(json.dumps(auth).encode()).decode()
+    login = logins().lookup(ref.domain, ref.path, cancel=cancel)
+    header = registry_auth(login, ref.domain)
     connection = connect(endpoint)
     try:
         with cancel.waking(connection.close):
