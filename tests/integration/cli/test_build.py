@@ -361,8 +361,6 @@ class TestFailures:
     @pytest.mark.parametrize(
         ("flags", "named"),
         [
-            (["--sbom=true"], "--sbom"),
-            (["--provenance=max"], "--provenance"),
             (["--allow", "device"], "--allow device"),
         ],
         ids=lambda v: v[0] if isinstance(v, list) else "",

@@ -400,7 +400,7 @@ def test_cancelling_ends_the_step_at_once(worker: Worker) -> None:
         """
     )
     assert said["took"] < 3
-    assert said["error"] == ["cancelled"]
+    assert said["error"] == ["context canceled"]
 
 
 def test_kill_in_the_middle_and_the_next_build(worker: Worker) -> None:

@@ -478,6 +478,10 @@ def test_no_sequence_of_entries_leaves_the_directory(
         unpack_layer(io.BytesIO(data), out, options=options, cancel=CancelToken())
     except LayerError as exc:
         assert exc.summary  # noqa: PT017  refusing is as good as unpacking
+    except StoreError:
+        # Outside a user namespace an ordinary user is kept out of directories that an archive closed.
+        if os.geteuid() == 0:
+            raise
     assert sorted(os.listdir(base)) == ["a", "out", "secret"]
     assert os.listdir(base / "a") == []
     assert (base / "secret").read_text() == "secret"

@@ -338,9 +338,7 @@ class SolverState:
         inputs = tuple(self._input_result(vertex, index) for index in range(len(sources)))
         self._move(vertex, _RUNNING)
         self._out.append(Notify(vertex.id, "started", tuple(sorted(vertex.loaded_by))))
-        self._issue(
-            vertex, Execute(self._token(vertex), vertex.id, vertex.op, key, aliases, inputs)
-        )
+        self._issue(vertex, Execute(self._token(vertex), vertex.id, vertex.op, key, aliases, inputs))
 
     def _mirror(self, vertex: _Vertex) -> None:
         """Take over what the leader has reached."""
