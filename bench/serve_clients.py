@@ -45,15 +45,9 @@ class Daemon:
         self.buildx = buildx
         self.env = {**os.environ, "DOCKER_CONFIG": str(self.folder / "docker")}
         (self.folder / "docker").mkdir()
-        self._log = (self.folder / "log").open("w")
         flags = ["--addr", f"unix://{self.socket}", "--root", str(self.folder / "root")]
-        self.process = subprocess.Popen(
-            [*command, *flags], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
-        )
-        while not self.socket.exists():
-            if self.process.poll() is not None:
-                sys.exit(f"{name} did not start: {(self.folder / 'log').read_text()}")
-            time.sleep(0.05)
+        self.process = services.Process([*command, *flags], log=self.folder / "log", env=dict(os.environ))
+        self.process.wait_until(self.socket.exists, what=name)
         self.client("create", "--name", "b", "--use", "--driver", "remote", f"unix://{self.socket}")
         self.client("inspect", "--bootstrap")
 
@@ -79,9 +73,7 @@ class Daemon:
         return total / 1024
 
     def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(30)
-        self._log.close()
+        self.process.stop()
 
 
 def tree(pid: int) -> list[int]:
@@ -122,14 +114,12 @@ def daemons(folder: Path, buildx: Path) -> Iterator[list[Daemon]]:
             *services.NAMESPACES,
             *("buildkitd", "--oci-worker-binary", "runc", "--group", str(os.getgid())),
         ]
-    found: list[Daemon] = []
-    try:
+    with contextlib.ExitStack() as stack:
+        found: list[Daemon] = []
         for name, command in commands.items():
             found.append(Daemon(name, command, folder, buildx))
+            stack.callback(found[-1].stop)
         yield found
-    finally:
-        for daemon in found:
-            daemon.stop()
 
 
 def ten(daemon: Daemon, base: str, folder: Path) -> float:
