@@ -68,7 +68,8 @@ def error_from_status(code: str, message: str, details: list[tuple[str, Any]], w
     if code == "UNIMPLEMENTED":
         hint = "the daemon is older than this feature; upgrade BuildKit"
         return RemoteError(f"{what}: {message}", grpc_code=code, hint=hint)
-    if "no active session for" in message:
+    # Unavailable as the daemon's own code means its call into our session, quoted, not our call to it.
+    if "no active session for" in message or "code = Unavailable" in message:
         summary = f"{what}: the daemon lost the connection over which it reads this build's files: {message}"
         return BuilderError(summary, hint="run the build again", retryable=True)
     source = _source(details)

@@ -106,6 +106,9 @@ class Extractor:
         elif kind == b"5":
             self._directory(parent, name, path, entry)
         elif kind == b"2":
+            if not entry.linkname:
+                summary = f"{os.fsdecode(path)}: a symbolic link without a target"
+                raise LayerError(summary)
             self._replacing(parent, name, path, lambda: os.symlink(entry.linkname, name, dir_fd=parent))
             self._finish_special(parent, name, entry, link=True)
         elif kind == b"1":

@@ -122,6 +122,8 @@ _WORKER = """
 import os, signal, subprocess, sys, time, threading
 from pathlib import Path
 from crossdock.engine.sandbox.worker import WorkerOptions, become_worker
+# a shell's background job, which the suite may be, ignores it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 outside = os.getpid()
 info = become_worker(WorkerOptions(run_dir=Path(sys.argv[1])))
 """
