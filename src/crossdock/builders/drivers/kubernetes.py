@@ -34,6 +34,11 @@ __all__ = ["KubernetesDriver", "make"]
 
 _DIAL_TRIES = 5
 _POLL_S = 0.2
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
+#: seconds after which a silent stream is looked at again
+_POLL_WS_S = 1.0
+#: bytes of one websocket message
+_WS_BLOCK = 64 * 1024
 _MISSING, _CONFLICT = 404, 409
 
 
@@ -164,32 +169,61 @@ class PodStream:
     def __init__(self, websocket: Any) -> None:
         self._ws = websocket
         self._rest = b""
+        self._stderr = b""
+
+    @property
+    def failure(self) -> str:
+        """What the command said on stderr, for error messages."""
+        return self._stderr.decode(errors="replace").strip()
 
     def recv(self, size: int, /) -> bytes:
         """Return up to ``size`` bytes of standard output; empty at the end."""
         while not self._rest:
-            if not self._ws.is_open():
-                return b""
             try:
-                self._ws.update(timeout=1)
-                data = self._ws.read_channel(1, timeout=0) if self._ws.peek_channel(1, timeout=0) else b""
-            except (OSError, ValueError):
+                data = self._ws.read_channel(_STDOUT, timeout=_POLL_WS_S)
+                self._stderr = (self._stderr + _bytes(self._ws.read_channel(_STDERR)))[-4096:]
+            except _socket_errors():
                 return b""
-            self._rest = data.encode("latin-1") if isinstance(data, str) else data
+            self._rest = _bytes(data)
+            if not self._rest and not self._ws.is_open():
+                return b""
         data, self._rest = self._rest[:size], self._rest[size:]
         return data
 
     def sendall(self, data: bytes | bytearray, /) -> None:
         """Send to the command's standard input."""
-        self._ws.write_channel(0, bytes(data))
+        view = memoryview(data)
+        try:
+            for at in range(0, len(view), _WS_BLOCK):
+                self._ws.write_channel(_STDIN, bytes(view[at : at + _WS_BLOCK]))
+        except _socket_errors() as exc:
+            raise BrokenPipeError(str(exc)) from exc
 
     def shutdown_write(self) -> None:
         """Do nothing: the protocol cannot close one direction."""
 
     def close(self) -> None:
-        """End the command."""
+        """End the command; idempotent."""
+        import socket
+
+        # Closing alone would not wake a reader.
+        sock = getattr(self._ws.sock, "sock", None)
         with contextlib.suppress(OSError):
+            if sock is not None:
+                sock.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(*_socket_errors()):
             self._ws.close()
+
+
+def _bytes(data: bytes | str) -> bytes:
+    return data.encode("latin-1") if isinstance(data, str) else data
+
+
+def _socket_errors() -> tuple[type[Exception], ...]:
+    from websocket import WebSocketException
+
+    # The client's own code stumbles over the socket that close() has taken from it.
+    return (OSError, ValueError, WebSocketException, AttributeError, TypeError)
 
 
 class _Apis:

@@ -354,6 +354,8 @@ class Connection:
             self._fail(ConnectionLost(str(exc)))
         except ConnectionLost as exc:
             self._fail(exc)  # an acknowledgement could not be sent
+        except Exception as exc:  # noqa: BLE001 - the top of a thread: whoever waits must hear of it
+            self._fail(ConnectionLost(f"{type(exc).__name__}: {exc}"))
         else:
             self._fail(ConnectionLost(self._why("the peer closed it")))
         self._bytes.close()
