@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from crossdock.registry.credentials import Credential, Credentials
     from crossdock.registry.exchange import Exchange
 
-__all__ = ["Authenticator"]
+__all__ = ["Authenticator", "fetch_token"]
 
 _CLIENT_ID = "crossdock"
 _DEFAULT_LIFE_S = 60.0
@@ -187,6 +187,32 @@ class Authenticator:
         if login is not None and login.identity_token is not None:
             return ask.with_refresh_token(login.identity_token)
         return ask.with_login(login)
+
+
+def fetch_token(
+    exchange: Exchange,
+    endpoint: Endpoint,
+    *,
+    realm: str,
+    service: str,
+    scopes: Sequence[str],
+    login: Credential | None,
+    cancel: CancelToken,
+) -> tuple[Secret, int]:
+    """Ask a token server in somebody else's place (a BuildKit daemon); returns the bearer token and its life in seconds.
+
+    Raises: AuthError, RegistryError; the token's cause.
+    """
+    if login is not None and login.registry_token is not None:
+        return login.registry_token, int(_DEFAULT_LIFE_S)
+    _check_address(endpoint, realm)
+    if login is not None:
+        _check_realm(endpoint, realm, exchange.origin_url(endpoint), insecure=False)
+    ask = _TokenRequest(exchange, endpoint, realm, service, sorted(scopes), insecure=False, cancel=cancel)
+    refresh = login.identity_token if login is not None else None
+    token = ask.with_refresh_token(refresh) if refresh is not None else ask.with_login(login)
+    life = max(1, round((token.expires - time.monotonic()) / 0.9))
+    return Secret(token.header.reveal_str().removeprefix("Bearer ")), life
 
 
 class _TokenRequest(NamedTuple):

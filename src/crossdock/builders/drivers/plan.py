@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from crossdock.builders.attributes import entitlements, frontend_attributes
+from crossdock.builders.dockerconfig import config_dir
 from crossdock.builders.localpaths import context_directory, default_dockerfile, refuse_bake_contexts
 from crossdock.builders.nodeid import shared_key
 from crossdock.builders.parse import is_remote_context
@@ -79,7 +80,7 @@ def make_plan(
         _contexts(request, plan, on_error, stdin)
         _attributes(request, plan)
         _caches(request, plan)
-        plan.attachables.append(Auth(logins, cancel=cancel, on_error=on_error))
+        plan.attachables.append(Auth(logins, cancel=cancel, on_error=on_error, seed_dir=config_dir()))
         if request.secrets:
             from crossdock.builders.secrets import read_secret
             from crossdock.buildkit.session.secrets import Secrets
