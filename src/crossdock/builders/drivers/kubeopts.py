@@ -175,4 +175,4 @@ def workload_name(node: str) -> str:
     if not name:
         summary = f"the node name {node!r} gives no valid Kubernetes name"
         raise UsageError(summary)
-    return name[:63]
+    return name[:63].rstrip("-")
