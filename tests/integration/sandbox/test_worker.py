@@ -324,6 +324,8 @@ print(time.perf_counter() - started)
 
 def test_a_run_directory_that_somebody_else_has_made_is_not_used(tmp_path: Path) -> None:
     # below an unwritable /run, as root of a user namespace: names in /tmp are known to everybody
+    if sys.executable.startswith("/tmp/"):
+        pytest.skip("the interpreter lies in /tmp, which this case covers")
     (tmp_path / "tmp").mkdir()
     code = """
 from crossdock.engine.sandbox.worker import WorkerOptions, become_worker

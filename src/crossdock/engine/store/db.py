@@ -13,6 +13,7 @@ import os
 import sqlite3
 import struct
 import threading
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -209,7 +210,7 @@ class Database:
         if version > SCHEMA_VERSION:
             summary = f"the store's metadata has version {version}, this Crossdock knows {SCHEMA_VERSION}"
             raise StoreError(summary, hint="use the newer Crossdock, or set CROSSDOCK_ROOT to another folder")
-        connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        _switch_to_wal(connection)
         with self.transaction():
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
@@ -219,6 +220,23 @@ class Database:
                 _run_script(connection, _MIGRATIONS[version])
                 version += 1
             connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    """Turn write-ahead logging on; two processes may make a store at once.
+
+    SQLite does not wait for this one, whatever its timeout: it needs the file alone and fails at once.
+    """
+    deadline = time.monotonic() + _BUSY_TIMEOUT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").fetchone()
+        except sqlite3.OperationalError as exc:
+            if "locked" not in str(exc) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+        else:
+            return
 
 
 def _run_script(connection: sqlite3.Connection, script: str) -> None:
