@@ -7,7 +7,6 @@ Spec: moby/buildkit ``solver/errdefs/errdefs.proto``, ``util/grpcerrors``, ``fro
 
 from __future__ import annotations
 
-import base64
 import json
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -116,6 +115,8 @@ def _source(details: list[tuple[str, Any]]) -> SourceRange | None:
         ranges = detail.get("ranges") or []
         if not ranges:
             continue
+        import base64
+
         text = base64.b64decode(info.get("data") or "").decode(errors="replace")
         spans = [(r.get("start") or {}, r.get("end") or {}) for r in ranges]
         start = min(Position(s.get("line", 0), s.get("character", 0)) for s, _ in spans)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from crossdock.buildkit.details import error_from_rpc
 from crossdock.buildkit.proto import gateway_pb2, ops_pb2
 from crossdock.buildkit.rpc.status import RpcError
-from crossdock.llb.codec import encode_definition
 from crossdock.record import Record, field
 
 if TYPE_CHECKING:
@@ -111,6 +110,8 @@ class Gateway:
             CacheImports=[gateway_pb2.CacheOptionsEntry(Type=c.type, Attrs=c.attrs) for c in cache_imports],
         )
         if definition is not None:
+            from crossdock.llb.codec import encode_definition
+
             request.Definition.CopyFrom(ops_pb2.Definition.FromString(encode_definition(definition)))
         result = self._call("Solve", request, "solving").result
         refs = {k: v.id for k, v in result.refs.refs.items()} or dict(result.refsDeprecated.refs)

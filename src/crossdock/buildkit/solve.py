@@ -15,7 +15,6 @@ from crossdock.buildkit.rpc.status import CANCELLED, UNAVAILABLE, RpcError
 from crossdock.buildkit.session.server import Session, new_id
 from crossdock.buildkit.status import events
 from crossdock.errors import BuilderError, StepFailed
-from crossdock.llb.codec import encode_definition
 from crossdock.progress import VertexLog
 from crossdock.record import Record, field
 
@@ -233,4 +232,6 @@ class _Tails:
 
 
 def _definition(definition: Definition) -> ops_pb2.Definition:
+    from crossdock.llb.codec import encode_definition  # most builds send none
+
     return ops_pb2.Definition.FromString(encode_definition(definition))

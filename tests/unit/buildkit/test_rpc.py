@@ -505,10 +505,11 @@ def test_answers_that_are_not_grpc(trailers: list[tuple[str, str]], code: str) -
 
 def test_control_messages_fit_the_generated_classes() -> None:
     """The session's own framing of BytesMessage is what protobuf writes."""
-    from crossdock.buildkit.session.server import _payload, _varint
+    from crossdock.buildkit.rpc.messages import varint
+    from crossdock.buildkit.session.server import _payload
 
     for size in (0, 1, 127, 128, 300, 70_000):
         data = b"x" * size
         raw = control_pb2.BytesMessage(data=data).SerializeToString()
-        assert raw == (b"\x0a" + _varint(size) + data if size else b"")
+        assert raw == (b"\x0a" + varint(size) + data if size else b"")
         assert _payload(raw) == data

@@ -154,7 +154,8 @@ class BuildKitDriver:
         failures: list[CrossdockError] = []
         self.prepare(sink, cancel)
         with self._connect() as client, cancel.waking(client.close):
-            workers = _asked(client.workers, cancel)
+            needed = self.engine or any("host-gateway" in h for h in request.add_hosts)
+            workers = _asked(client.workers, cancel) if needed else ()
             classic = self._classic_store(workers)
             self._check(request, classic=classic)
             if request.dockerfile.startswith(("http://", "https://")):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import tempfile
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -135,6 +134,8 @@ class _FileTarget:
 
     def open(self, _metadata: Mapping[str, str]) -> BinaryIO:
         """Open a temporary file beside the destination."""
+        import tempfile
+
         try:
             fd, self._temporary = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")
         except OSError as exc:

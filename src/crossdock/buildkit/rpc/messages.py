@@ -12,10 +12,20 @@ from crossdock.buildkit.rpc.status import INTERNAL, RESOURCE_EXHAUSTED, RpcError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["MAX_MESSAGE", "prefixed", "split", "split_batches"]
+__all__ = ["MAX_MESSAGE", "prefixed", "split", "split_batches", "varint"]
 
 #: BuildKit sends and takes messages up to 16 MiB
 MAX_MESSAGE = 16 << 20
+
+
+def varint(value: int) -> bytes:
+    """Encode an integer that is not negative, as protobuf does."""
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
 
 
 def prefixed(message: bytes) -> bytes:

@@ -5,7 +5,6 @@ Spec: grpc/grpc ``doc/statuscodes.md``, ``doc/PROTOCOL-HTTP2.md``.
 
 from __future__ import annotations
 
-import base64
 import binascii
 from typing import TYPE_CHECKING
 
@@ -111,12 +110,12 @@ def status_trailers(error: RpcError | None) -> Headers:
 
 def encode_binary(value: bytes) -> str:
     """Return a ``-bin`` header's value, without padding as Go sends it."""
-    return base64.b64encode(value).decode().rstrip("=")
+    return binascii.b2a_base64(value, newline=False).decode().rstrip("=")
 
 
 def decode_binary(value: str) -> bytes:
     """Read a ``-bin`` header's value, padded or not; what is malformed reads as empty."""
     try:
-        return base64.b64decode(value + "=" * (-len(value) % 4))
+        return binascii.a2b_base64(value + "=" * (-len(value) % 4))
     except (binascii.Error, ValueError):
         return b""

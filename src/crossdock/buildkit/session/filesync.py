@@ -16,11 +16,10 @@ import threading
 from typing import TYPE_CHECKING
 
 from crossdock.buildkit.proto import wire_pb2
-from crossdock.buildkit.rpc.messages import prefixed
+from crossdock.buildkit.rpc.messages import prefixed, varint
 from crossdock.buildkit.rpc.status import FAILED_PRECONDITION, NOT_FOUND, RpcError
 from crossdock.buildkit.session.tree import GO_TYPE_MASK, walk_tree
 from crossdock.errors import ContextError, CrossdockError
-from crossdock.llb.wire import varint
 from crossdock.record import Record
 
 if TYPE_CHECKING:

@@ -5,10 +5,11 @@ Spec: moby/buildkit ``session/session.go``, ``session/grpchijack``; features: he
 
 from __future__ import annotations
 
-import secrets
+import os
 import threading
 from typing import TYPE_CHECKING, Protocol
 
+from crossdock.buildkit.rpc.messages import varint
 from crossdock.buildkit.rpc.serve import Server
 from crossdock.buildkit.rpc.status import RpcError
 from crossdock.errors import BuilderError
@@ -38,8 +39,12 @@ class Attachable(Protocol):
 
 def new_id() -> str:
     """Return a random id in BuildKit's alphabet (25 characters of base 36)."""
-    alphabet = "0123456789abcdefghijklmnopqrstuvwxyz"
-    return "".join(secrets.choice(alphabet) for _ in range(25))
+    number = int.from_bytes(os.urandom(17), "big")
+    digits = []
+    for _ in range(25):
+        number, digit = divmod(number, 36)
+        digits.append("0123456789abcdefghijklmnopqrstuvwxyz"[digit])
+    return "".join(digits)
 
 
 class Session:
@@ -131,7 +136,7 @@ class _ControlStream:
         try:
             for at in range(0, len(view), _MESSAGE):
                 part = view[at : at + _MESSAGE]
-                head = b"\x0a" + _varint(len(part))
+                head = b"\x0a" + varint(len(part))
                 self._call.send_raw(b"".join((b"\0", (len(head) + len(part)).to_bytes(4, "big"), head, part)))
         except RpcError as exc:
             raise BrokenPipeError(exc.message) from exc
@@ -160,15 +165,6 @@ def _payload(message: bytes) -> bytes:
         summary = "the daemon sent a malformed message on the session"
         raise BuilderError(summary)
     return message[at:]
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def control_stream(channel: Channel) -> Callable[[Session], ByteStream]:
