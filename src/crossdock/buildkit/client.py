@@ -14,6 +14,7 @@ from crossdock.buildkit.details import error_from_rpc, translating
 from crossdock.buildkit.dial import dialer
 from crossdock.buildkit.proto import control_pb2
 from crossdock.buildkit.rpc.channel import Channel
+from crossdock.buildkit.rpc.messages import prefixed
 from crossdock.buildkit.rpc.status import UNIMPLEMENTED, RpcError
 from crossdock.buildkit.session.server import control_stream
 from crossdock.errors import BuilderError
@@ -27,10 +28,14 @@ if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
 
     from crossdock.buildkit.engine import EngineDialer
+    from crossdock.buildkit.gateway import Gateway, GatewayResult
+    from crossdock.buildkit.history import HistoryRecord
     from crossdock.buildkit.proto import worker_pb2
-    from crossdock.buildkit.session.server import Session
+    from crossdock.buildkit.session.server import Attachable, Session
+    from crossdock.buildkit.solve import SolveOptions
     from crossdock.buildkit.transport import ByteStream, TlsOptions
     from crossdock.cancel import CancelToken
+    from crossdock.progress import EventSink
 
 __all__ = ["Client", "GcPolicy", "UsageRecord", "VersionInfo", "WorkerInfo"]
 
@@ -174,6 +179,41 @@ class Client:
             revision=got.revision,
             dockerfile_version=got.dockerfileVersion,
         )
+
+    def solve(
+        self,
+        options: SolveOptions,
+        *,
+        attachables: Sequence[Attachable] = (),
+        sink: EventSink,
+        cancel: CancelToken,
+        frontend: Callable[[Gateway], GatewayResult | None] | None = None,
+    ) -> dict[str, str]:
+        """Run a build; see :func:`crossdock.buildkit.solve.solve`."""
+        from crossdock.buildkit.solve import solve
+
+        return solve(self, options, attachables=attachables, sink=sink, cancel=cancel, frontend=frontend)
+
+    def history(
+        self, *, ref: str = "", active_only: bool = False, limit: int = 0
+    ) -> tuple[HistoryRecord, ...]:
+        """Return the builds that the daemon remembers; see :func:`crossdock.buildkit.history.history`."""
+        from crossdock.buildkit.history import history
+
+        return history(self, ref=ref, active_only=active_only, limit=limit)
+
+    def healthy(self, timeout_s: float = 10) -> bool:
+        """Ask the daemon's health service; daemons without one that answer otherwise are healthy. Raises: BuilderError."""
+        with translating(f"{self.name}: health"):
+            call = self.channel.start("/grpc.health.v1.Health/Check", timeout_s=timeout_s)
+            call.send_raw(prefixed(b""), end=True)
+            try:
+                # HealthCheckResponse{status: SERVING}
+                return call.result() == b"\x08\x01"
+            except RpcError as exc:
+                if exc.code == UNIMPLEMENTED:
+                    return True
+                raise
 
     def workers(self, filters: Sequence[str] = (), timeout_s: float = 10) -> tuple[WorkerInfo, ...]:
         """Return the daemon's workers."""

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from crossdock.errors import BuilderError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from crossdock.builders.request import BuildRequest
     from crossdock.buildkit.client import WorkerInfo
 
-__all__ = ["attestation_attrs", "check_attestations", "check_outputs", "check_prune", "with_host_gateway"]
+__all__ = ["attestation_attrs", "check_attestations", "check_outputs", "check_prune", "extra_hosts"]
 
 _ATTESTATIONS = "exporter.image.attestations"
 _SEVERAL = "exporter.multiple"
@@ -78,23 +78,43 @@ def _too_old(name: str, what: str, version: str) -> BuilderError:
     return BuilderError(summary, hint=f"BuildKit {version} or later is needed")
 
 
-def with_host_gateway(add_hosts: Sequence[str], workers: Sequence[WorkerInfo]) -> tuple[str, ...]:
-    """Replace ``host-gateway`` by the address that a Docker Engine tells.
+def extra_hosts(add_hosts: Sequence[str], workers: Sequence[WorkerInfo]) -> str:
+    """Return the attribute of ``--add-host`` entries (``host:ip``, ``host=ip``, several addresses, IPv6 in brackets).
 
-    Raises: BuilderError where there is no such address.
+    ``host-gateway`` becomes the address that a Docker Engine tells.
+    Raises: BuilderError where there is no such address; UsageError for a malformed entry.
     """
-    out = []
+    pairs: list[str] = []
+    host = ""
     for entry in add_hosts:
-        separator = "=" if "=" in entry else ":"
-        host, _, address = entry.partition(separator)
+        name, separator, address = entry.partition("=" if "=" in entry else ":")
+        if not separator or _is_address(entry):
+            name, address = host, entry  # one more address of the host before
+        host = name
+        address = address.strip("[]")
         if address == "host-gateway":
-            address = next((a for w in workers if (a := _gateway_of(w.labels))), "")
-            if not address:
-                summary = "unable to derive the IP value for host-gateway: this builder's driver tells none"
-                raise BuilderError(summary, hint=f"give an address: --add-host {host}{separator}IP")
-        out.append(f"{host}{separator}{address}")
-    return tuple(out)
+            address = _gateway(host, workers)
+        if not host or not _is_address(address):
+            summary = f"invalid --add-host {entry!r}"
+            raise UsageError(summary, hint="write host:ip, host=ip or host:host-gateway")
+        pairs.append(f"{host}={address}")
+    return ",".join(pairs)
 
 
-def _gateway_of(labels: Mapping[str, str]) -> str:
-    return labels.get(_GATEWAY_LABEL, "")
+def _gateway(host: str, workers: Sequence[WorkerInfo]) -> str:
+    for worker in workers:
+        address = worker.labels.get(_GATEWAY_LABEL, "")
+        if _is_address(address):  # an Engine without a bridge tells none
+            return address
+    summary = "unable to derive the IP value for host-gateway: this builder's driver tells none"
+    raise BuilderError(summary, hint=f"give an address: --add-host {host}:IP")
+
+
+def _is_address(text: str) -> bool:
+    from ipaddress import ip_address
+
+    try:
+        ip_address(text.strip("[]"))
+    except ValueError:
+        return False
+    return True

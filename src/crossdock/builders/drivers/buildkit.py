@@ -13,7 +13,7 @@ from crossdock.builders.drivers.abilities import (
     check_attestations,
     check_outputs,
     check_prune,
-    with_host_gateway,
+    extra_hosts,
 )
 from crossdock.builders.drivers.outputs import plan_outputs
 from crossdock.builders.drivers.plan import make_plan
@@ -163,10 +163,10 @@ class BuildKitDriver:
 
                 text = fetch_dockerfile(client, request, sink, cancel)
                 request = replace(request, dockerfile="", dockerfile_text=text)
-            if any("host-gateway" in h for h in request.add_hosts):
-                request = replace(request, add_hosts=with_host_gateway(request.add_hosts, workers))
             plan = make_plan(request, cancel=cancel, on_error=failures.append, stdin=_stdin(request))
             with plan.stack:
+                if request.add_hosts:
+                    plan.attrs["add-hosts"] = extra_hosts(request.add_hosts, workers)
                 if self.engine and not request.pull:
                     # What was built or loaded before is what FROM means there, not what a registry has.
                     plan.attrs.setdefault("image-resolve-mode", "local")
