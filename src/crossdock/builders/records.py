@@ -84,8 +84,8 @@ def _base_name(local: LocalState, filename: str) -> str:
     return name or ("" if filename == "Dockerfile" else filename)
 
 
-def find_records(group: NodeGroup, *, ref: str = "") -> list[FoundRecord]:
-    """Return the records of all nodes, newest first; with ``ref`` only that build.
+def find_records(group: NodeGroup, *, ref: str = "", limit: int = _LIMIT) -> list[FoundRecord]:
+    """Return the records of all nodes, newest first, at most ``limit`` of each (0: all); with ``ref`` only that build.
 
     Raises: BuilderError when the builder keeps none, or no node can be asked.
     """
@@ -104,13 +104,13 @@ def find_records(group: NodeGroup, *, ref: str = "") -> list[FoundRecord]:
         path, driver = item
         with driver.client() as client:
             try:
-                found = history(client, ref=ref, limit=_LIMIT)
+                found = history(client, ref=ref, limit=limit)
             except RemoteError as exc:
                 if exc.grpc_code != "UNIMPLEMENTED":
                     raise
                 summary = f"{path}: the BuildKit daemon is too old to keep a history"
                 raise BuilderError(summary, hint="BuildKit v0.11 or later is needed") from exc
-        return [FoundRecord(path, record, driver) for record in found[:_LIMIT]]
+        return [FoundRecord(path, record, driver) for record in found[: limit or None]]
 
     with ThreadPoolExecutor(max(1, len(drivers))) as pool:
         answers = list(pool.map(ask, drivers))

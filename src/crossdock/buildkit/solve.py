@@ -9,8 +9,9 @@ import json
 import threading
 from typing import TYPE_CHECKING
 
-from crossdock.buildkit.details import error_from_rpc, translating
+from crossdock.buildkit.details import error_from_rpc
 from crossdock.buildkit.proto import control_pb2, ops_pb2
+from crossdock.buildkit.rpc.http2 import ConnectionLost
 from crossdock.buildkit.rpc.status import CANCELLED, UNAVAILABLE, RpcError
 from crossdock.buildkit.session.server import Session, new_id
 from crossdock.buildkit.status import events
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from crossdock.buildkit.rpc.channel import Call
     from crossdock.buildkit.session.server import Attachable
     from crossdock.cancel import CancelToken
+    from crossdock.errors import CrossdockError
     from crossdock.llb import Definition
     from crossdock.progress import Event, EventSink
 
@@ -100,15 +102,11 @@ class _Solve:
         self, attachables: Sequence[Attachable], frontend: Callable[[Gateway], GatewayResult | None] | None
     ) -> dict[str, str]:
         self._cancel.check()
-        channel = self._client.channel
         session = Session(shared_key=self._options.shared_key)
         for attachable in attachables:
             session.allow(attachable)
         try:
-            session.start(self._client.open_session)
-            with translating(f"{self._client.name}: starting the build"):
-                call = channel.unary_call(_SOLVE, self._request(session.id))
-                status = channel.unary_call(_STATUS, control_pb2.StatusRequest(Ref=self._ref))
+            call, status = self._begin(session)
             follower = threading.Thread(
                 target=self._follow, args=(status,), name="buildkit-status", daemon=True
             )
@@ -124,6 +122,17 @@ class _Solve:
                 follower.join()
         finally:
             session.close()
+
+    def _begin(self, session: Session) -> tuple[Call, Call]:
+        """Open the session and start both calls."""
+        channel = self._client.channel
+        try:
+            session.start(self._client.open_session)
+            call = channel.unary_call(_SOLVE, self._request(session.id))
+            return call, channel.unary_call(_STATUS, control_pb2.StatusRequest(Ref=self._ref))
+        except (RpcError, ConnectionLost) as exc:
+            self._cancel.check()
+            raise self._failed(exc) from exc
 
     def _run_frontend(self, frontend: Callable[[Gateway], GatewayResult | None], call: Call) -> None:
         from crossdock.buildkit.gateway import Gateway
@@ -150,14 +159,23 @@ class _Solve:
             return control_pb2.SolveResponse.FromString(call.result())
         except RpcError as exc:
             self._cancel.check()
-            if exc.code == UNAVAILABLE:
-                summary = f"the connection to {self._client.name} was lost during the build: {exc.message}"
-                raise BuilderError(summary, hint="is the daemon still running?", retryable=True) from exc
-            error = error_from_rpc(exc, f"{self._client.name}: build failed")
-            if isinstance(error, StepFailed) and error.vertex:
-                error.log_tail = self._tails.of(error.vertex)
-                error.vertex_name = self._tails.name_of(error.vertex)
-            raise error from exc
+            raise self._failed(exc) from exc
+
+    def _failed(self, exc: RpcError | ConnectionLost) -> CrossdockError:
+        """Return the error of a build that the daemon ended, or of a daemon that is not there (any more)."""
+        name = self._client.name
+        if isinstance(exc, ConnectionLost) or exc.code == UNAVAILABLE:
+            text = exc.message if isinstance(exc, RpcError) else str(exc)
+            if not self._client.channel.reached:
+                summary = f"cannot reach BuildKit at {name}: {text}"
+                return BuilderError(summary, hint="is that the daemon's address?", retryable=True)
+            summary = f"the connection to {name} was lost during the build: {text}"
+            return BuilderError(summary, hint="is the daemon still running?", retryable=True)
+        error = error_from_rpc(exc, f"{name}: build failed")
+        if isinstance(error, StepFailed) and error.vertex:
+            error.log_tail = self._tails.of(error.vertex)
+            error.vertex_name = self._tails.name_of(error.vertex)
+        return error
 
     def _request(self, session_id: str) -> control_pb2.SolveRequest:
         options = self._options

@@ -203,7 +203,7 @@ def _chosen(globals_: Globals, refs: tuple[str, ...], *, all_: bool) -> list[Fou
         raise UsageError(summary)
     group = chosen_builder(globals_)
     if all_:
-        return [r for r in find_records(group) if r.record.completed_ns is not None]
+        return [r for r in find_records(group, limit=0) if r.record.completed_ns is not None]
     if not refs:
         summary = "at least one reference is needed"
         raise UsageError(summary, hint="name builds as `history ls` does, or use --all")

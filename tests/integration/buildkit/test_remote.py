@@ -78,11 +78,13 @@ def test_programs_whose_streams_are_the_connection(
     assert {" ".join(call) for call in fake.calls} == {wanted}
 
 
-def test_a_program_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_fails_is_quoted(
+    context: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     FakeProgram(tmp_path / "bin", "ssh", "", failure="ssh: Could not resolve hostname far.example")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     with pytest.raises(BuilderError, match="Could not resolve hostname"):
-        remote("ssh://far.example").build(BuildRequest(context=""), Events(), CancelToken())
+        remote("ssh://far.example").build(BuildRequest(context=str(context)), Events(), CancelToken())
 
 
 def test_a_program_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,6 +163,12 @@ class Channel:
         self._connection: Connection | None = None
         self._closed = False
 
+    @property
+    def reached(self) -> bool:
+        """Whether the peer of the last connection has answered at all."""
+        connection = self._connection
+        return connection is not None and connection.greeted
+
     def start(
         self, method: str, *, metadata: Iterable[tuple[str, str]] = (), timeout_s: float | None = None
     ) -> Call:

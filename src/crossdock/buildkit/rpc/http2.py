@@ -204,6 +204,11 @@ class Connection:
         self._reader.start()
 
     @property
+    def greeted(self) -> bool:
+        """Whether the peer has shown that it speaks HTTP/2."""
+        return self._greeted
+
+    @property
     def usable(self) -> bool:
         """Whether new streams can be opened."""
         with self.lock:
@@ -336,7 +341,8 @@ class Connection:
             # Why the peer ended the connection is in what it sent last, which the reader finds.
             if self._reader.is_alive() and threading.current_thread() is not self._reader:
                 self._reader.join(_LAST_WORDS_S)
-            self._fail(ConnectionLost(self._why(f"{exc}")))
+            gone = isinstance(exc, BrokenPipeError | ConnectionResetError)
+            self._fail(ConnectionLost(self._why("the peer closed it" if gone else str(exc))))
             self._bytes.close()
             with self.lock:
                 lost = self._lost
