@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import tarfile
 import tempfile
 import threading
 import time
@@ -149,7 +150,11 @@ def test_ctrl_c_leaves_no_process_mount_or_file(scene: Scene, moment_s: float) -
     assert "Traceback" not in log
     assert not all_gone(below)
     left = [name for name in os.listdir(scene.crossdock.folder) if "out.tar" in name]
-    assert left == [] or child.returncode != 130
+    # written whole before the signal came, or not at all
+    assert left in ([], ["out.tar"])
+    if left:
+        with tarfile.open(scene.crossdock.folder / "out.tar") as archive:
+            assert "index.json" in archive.getnames()
     assert not [name for name in os.listdir(tempfile.gettempdir()) if "crossdock" in name]
     store = scene.crossdock.root
     assert os.listdir(store / "content/ingest") == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -129,10 +130,12 @@ info = become_worker(WorkerOptions(run_dir=Path(sys.argv[1])))
 """
 
 
-def start(tmp_path: Path, code: str) -> subprocess.Popen[str]:
+def start(tmp_path: Path, code: str, terminal: int | None = None) -> subprocess.Popen[str]:
+    """Start a worker that runs ``code``; ``terminal`` becomes its standard input and controlling terminal."""
+    control = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n" if terminal is not None else ""
     return subprocess.Popen(
-        [sys.executable, "-c", _WORKER + code, str(tmp_path / "run")],
-        stdin=subprocess.DEVNULL,
+        [sys.executable, "-c", control + _WORKER + code, str(tmp_path / "run")],
+        stdin=subprocess.DEVNULL if terminal is None else terminal,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -200,24 +203,42 @@ while True:  # a signal just before a long sleep would only be seen after it
     assert ended(process) == (3, f"got {int(number)}\n")
 
 
-def test_ctrl_c_interrupts_the_worker_once(tmp_path: Path) -> None:
-    code = """
-try:
-    os.write(1, b"ready\\n")
-    while True:
-        time.sleep(0.05)
-except KeyboardInterrupt:
-    print("interrupted", flush=True)
-    time.sleep(0.3)
-    sys.exit(130)
+_COUNT_INTERRUPTS = """
+count = 0
+def interrupted(*_):
+    global count
+    count += 1
+signal.signal(signal.SIGINT, interrupted)
+os.write(1, b"ready\\n")
+while not count:
+    time.sleep(0.05)
+time.sleep(0.3)
+print("interrupts:", count)
+sys.exit(130)
 """
-    process = start(tmp_path, code)
+
+
+def test_ctrl_c_interrupts_the_worker_once(tmp_path: Path) -> None:
+    """A terminal signals the whole process group: nobody needs to pass it on."""
+    terminal, inside = pty.openpty()
+    process = start(tmp_path, _COUNT_INTERRUPTS, terminal=inside)
+    os.close(inside)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    os.write(terminal, b"\x03")
+    assert ended(process) == (130, "interrupts: 1\n")
+    os.close(terminal)
+
+
+def test_an_interrupt_of_the_process_group_reaches_the_worker(tmp_path: Path) -> None:
+    """Sent by a process, it may arrive more than once: the command line counts those of one moment as one."""
+    process = start(tmp_path, _COUNT_INTERRUPTS)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     os.killpg(process.pid, signal.SIGINT)
     status, text = ended(process)
-    assert "interrupted\n" in text
-    assert status in (130, -signal.SIGINT)
+    assert status == 130
+    assert text.startswith("interrupts: ")
 
 
 def test_killing_the_supervisor_ends_everything(tmp_path: Path) -> None:
