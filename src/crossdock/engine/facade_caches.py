@@ -14,18 +14,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from crossdock.cancel import CancelToken
+    from crossdock.engine.cache.refs import Ref
     from crossdock.engine.exporters.model import ExportContext
     from crossdock.engine.remotecache.backend import Backend
     from crossdock.engine.remotecache.exporter import Solved
     from crossdock.engine.remotecache.importer import ImportedCaches
+    from crossdock.engine.remotecache.mounts import MountUse
     from crossdock.engine.remotecache.spec import CacheSpec
-    from crossdock.engine.solver import OpContext
+    from crossdock.engine.solver import Found, KeyedVertex, OpContext
     from crossdock.engine.store import Store
     from crossdock.image.descriptor import Descriptor
+    from crossdock.llb.graph import Output
     from crossdock.progress.events import EventSink
     from crossdock.registry import RegistryClient
 
-__all__ = ["EngineCaches"]
+__all__ = ["EngineCaches", "fill_mount", "solved"]
 
 
 def fill_mount(
@@ -60,6 +63,24 @@ def fill_mount(
                 entry.unlink()
         return False
     return True
+
+
+def solved(
+    specs: Sequence[CacheSpec],
+    keyed: Sequence[KeyedVertex],
+    results: Sequence[Ref],
+    requests: Sequence[Output | None],
+    lookup: Callable[[str], Found | None],
+) -> Solved:
+    """Return what of a solve is to be exported; cache mounts only when one of ``specs`` asks for them."""
+    from crossdock.engine.remotecache.exporter import Solved
+
+    uses: Sequence[MountUse] = ()
+    if any("mounts" in spec.attrs for spec in specs):
+        from crossdock.engine.remotecache.mounts import mounts_of
+
+        uses = mounts_of([request for request in requests if request is not None])
+    return Solved(keyed, [ref.layers for ref in results], lookup, uses)
 
 
 class EngineCaches:

@@ -10,9 +10,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from crossdock.engine import facade_look
 from crossdock.engine.cache.layerview import LayerView
-from crossdock.engine.cache.view import resolve
-from crossdock.engine.facade_parts import FileInfo, file_info
 from crossdock.engine.ops.execmounts import ExecMounts
 from crossdock.engine.ops.execop import ExecSolverOp
 from crossdock.engine.sandbox.step import BindMount, StepSpec
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
     from crossdock.cancel import CancelToken
     from crossdock.engine.cache.refs import Ref
+    from crossdock.engine.facade_parts import FileInfo
     from crossdock.engine.ops.env import OpEnv
     from crossdock.engine.sandbox.step import StepResult, StepStdio
     from crossdock.image.platform import Platform
@@ -111,30 +111,15 @@ class Container:
 
     def read_file(self, path: str, mount: int) -> bytes | None:
         """Return a file of one of the mounts; ``None`` when there is none. Raises: UsageError, SolveError."""
-        view = LayerView([self._directory(mount)])
-        node = resolve(view, path, follow=True)
-        if node is None or not node.is_file:
-            return None
-        import os
-
-        with os.fdopen(view.open(node), "rb") as file:
-            return file.read()
+        return facade_look.read_file(LayerView([self._directory(mount)]), path)
 
     def read_dir(self, path: str, mount: int) -> list[FileInfo] | None:
         """Return the entries of a directory; ``None`` when there is none. Raises: UsageError, SolveError."""
-        view = LayerView([self._directory(mount)])
-        node = resolve(view, path, follow=True)
-        return (
-            None
-            if node is None or not node.is_dir
-            else [file_info(view, k) for k in view.children(node).values()]
-        )
+        return facade_look.read_dir(LayerView([self._directory(mount)]), path)
 
     def stat(self, path: str, mount: int) -> FileInfo | None:
         """Return what is at a path; ``None`` when there is nothing. Raises: UsageError, SolveError."""
-        view = LayerView([self._directory(mount)])
-        node = resolve(view, path, follow=False)
-        return None if node is None else file_info(view, node)
+        return facade_look.stat(LayerView([self._directory(mount)]), path)
 
     def close(self) -> None:
         """Unmount; idempotent. No process may run any more."""

@@ -1,4 +1,4 @@
-"""Small parts of the façade: what exporters may ask for, a client made on first use, entries of results."""
+"""Small parts of the façade: its options and values, what exporters may ask for, a client made on first use."""
 
 from __future__ import annotations
 
@@ -10,19 +10,77 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
+    from typing import BinaryIO
 
     from crossdock.cancel import CancelToken
     from crossdock.engine.cache.select import Selector
-    from crossdock.engine.cache.view import Node, View
+    from crossdock.engine.cache.view import View
     from crossdock.engine.facade import Engine
+    from crossdock.engine.sandbox.worker import WorkerInfo
     from crossdock.engine.solver import KeyedVertex
+    from crossdock.engine.sources.local import FetchLocal
     from crossdock.engine.store import LayerId
     from crossdock.image.descriptor import Descriptor
+    from crossdock.image.digest import Digest
+    from crossdock.image.platform import Platform
     from crossdock.llb.graph import Node as LlbNode
     from crossdock.progress.events import EventSink
     from crossdock.registry import RegistryClient
+    from crossdock.secret import Secret
 
-__all__ = ["Access", "FileInfo", "LazyClient", "SolveRecorder", "file_info"]
+__all__ = [
+    "Access",
+    "EngineInfo",
+    "EngineOptions",
+    "FileInfo",
+    "LazyClient",
+    "SolveInputs",
+    "SolveRecorder",
+]
+
+
+class EngineOptions(NamedTuple):
+    """How an engine works."""
+
+    #: folder of the store
+    root: Path
+    #: steps at work at once; 0 chooses by the machine
+    parallelism: int = 0
+    #: makes the client for registries, when one is needed
+    registry: Callable[[CancelToken], RegistryClient] | None = None
+    #: bytes the store may hold, enforced while building; 0 for no limit
+    max_used_space: int = 0
+    #: seconds without a sign of life after which an emulated step is ended; ``None`` never
+    hang_deadline_s: float | None = None
+    #: what steps get that ask for no network in particular: ``host``, or ``isolated``
+    network: str = "host"
+
+
+class SolveInputs(NamedTuple):
+    """What a solve may use besides its definition."""
+
+    #: local directories by name
+    locals: Mapping[str, Path] = {}
+    #: return ``None`` for an unknown id
+    secrets: Callable[[str], Secret | None] = lambda _id: None
+    #: sockets of agents by id
+    ssh: Callable[[str], Path | None] = lambda _id: None
+    #: entitlements granted
+    allow: frozenset[str] = frozenset()
+    #: gives the directories that ``locals`` does not name, when a step first needs one
+    fetch_local: FetchLocal | None = None
+    #: OCI layouts by name: functions that open a blob for one pass
+    layouts: Mapping[str, Callable[[Digest], BinaryIO]] = {}
+
+
+class EngineInfo(NamedTuple):
+    """What the engine found on this machine."""
+
+    platform: Platform
+    worker: WorkerInfo | None
+    #: name and version of the OCI runtime
+    runtime: str
+    store: Path
 
 
 class FileInfo(NamedTuple):
@@ -92,10 +150,3 @@ class Access:
     def fetch(self, blob: Descriptor, repositories: Sequence[str], vertex: str, cancel: CancelToken) -> None:
         """Have a blob in the content store."""
         self._engine.fetch(blob, repositories, vertex, self._sink, cancel)
-
-
-def file_info(view: View, node: Node) -> FileInfo:
-    """Describe a node of a view."""
-    st = node.st
-    target = view.readlink(node) if node.is_link else ""
-    return FileInfo(node.name, st.st_mode, node.uid, node.gid, st.st_size, st.st_mtime_ns, target)

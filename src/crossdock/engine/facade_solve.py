@@ -2,115 +2,126 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from crossdock.engine.cache.refs import Ref
-from crossdock.engine.solver import Found, VertexSpec
-from crossdock.engine.store.locks import hold
-from crossdock.errors import Cancelled, NotSupported, SolveError, StoreFull
+from crossdock.engine.cache.refs import LocalTree, Ref
+from crossdock.engine.solver import OpContext, VertexSpec
+from crossdock.errors import CacheError, Cancelled, CrossdockError, NotSupported, SolveError, translate
 from crossdock.llb.graph import walk
 from crossdock.llb.ops import BuildOp, DiffOp, ExecOp, FileOp, MergeOp, PassthroughOp, SourceOp
 from crossdock.progress.events import Vertex
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
     from crossdock.cancel import CancelToken
     from crossdock.engine.cache.select import Selector
     from crossdock.engine.cache.view import View
+    from crossdock.engine.facade_parts import SolveRecorder
+    from crossdock.engine.facade_shared import Shared
     from crossdock.engine.ops.env import OpEnv
-    from crossdock.engine.remotecache.importer import ImportedCaches
-    from crossdock.engine.solver import OpContext, Result, SolverOp
+    from crossdock.engine.solver import KeyedVertex, Result, SolverOp
     from crossdock.engine.sources.image import ImageSource
     from crossdock.engine.sources.local import LocalSources
-    from crossdock.engine.store import Lease, RecordType, Store
+    from crossdock.engine.store import RecordType
     from crossdock.llb.graph import Node, Output
     from crossdock.progress.events import Event, EventSink
 
-__all__ = ["LoadedGraph", "ProgressWatcher", "StoreKeyCache", "display_name", "load_graph", "record_type"]
+__all__ = ["LoadedGraph", "ProgressWatcher", "Solving", "display_name", "load_graph", "record_type"]
 
 
-class StoreKeyCache:
-    """The store's records as the solver's cache. Safe from any thread."""
+class Solving:
+    """One call of ``Engine.solve``, with what it works with."""
 
-    def __init__(self, store: Store, lease: Lease, *, max_bytes: int = 0) -> None:
-        self._store = store
-        self._max_bytes = max_bytes
-        self._lease = lease
-        self._locks = store.layout.locks
-        #: caches imported, asked after the store
-        self.imported: ImportedCaches | None = None
-        #: vertex -> type of record and name of the step; single dict operations only
-        self.steps: dict[str, tuple[RecordType, str]] = {}
+    __slots__ = ("_cancel", "_env", "_images", "_locals", "_shared", "_sink")
 
-    def use_lease(self, lease: Lease) -> None:
-        """Protect what is found from now on by another lease."""
-        self._lease = lease
+    def __init__(
+        self,
+        shared: Shared,
+        env: OpEnv,
+        locals_: LocalSources,
+        images: Callable[[], ImageSource],
+        sink: EventSink,
+        cancel: CancelToken,
+    ) -> None:
+        self._shared = shared
+        self._env = env
+        self._locals = locals_
+        self._images = images
+        self._sink = sink
+        self._cancel = cancel
 
-    def lookup(self, key: str) -> Found | None:
-        """Return what the store, else an imported cache, has for a key."""
-        records = self._store.records
-        canonical = records.canonical(key)
-        result = None if canonical is None else records.result(canonical, self._lease)
-        if canonical is not None and result is not None:
-            return Found(canonical, tuple(Ref(layers) for layers in result.outputs))
-        found = None if self.imported is None else self.imported.find(key, canonical)
-        return found if found is not None or canonical is None else Found(canonical, None)
+    def run(
+        self,
+        wanted: Sequence[Output],
+        *,
+        keyed: list[KeyedVertex] | None,
+        recorder: SolveRecorder | None,
+        drop_failed: Callable[[EventSink], bool],
+    ) -> list[Ref]:
+        """Solve, once more without each imported cache that turns out to lack what it lists.
 
-    def link(self, key: str, canonical: str) -> None:
-        """Lead a key to a canonical one."""
-        self._store.records.link(key, canonical)
-
-    @contextmanager
-    def exclusive(self, key: str, cancel: CancelToken) -> Iterator[None]:
-        """Hold a lock file for the key; it is removed by whoever finds itself alone with it."""
-        path = self._locks / f"key-{key.rpartition(':')[2][:32]}"
+        Raises: as ``Engine.solve``.
+        """
         while True:
-            with hold(path, cancel) as fd:
-                if _is_at(fd, path):
-                    try:
-                        yield
-                    finally:
-                        path.unlink(missing_ok=True)
-                    return
-            # Its last holder removed it between our open and our lock.
+            try:
+                return self._run_once(wanted, keyed, recorder)
+            except CacheError:
+                if not drop_failed(self._sink):
+                    raise
 
-    def save(self, key: str, results: Sequence[Result], *, vertex: str) -> None:
-        """Store the results of a key, then see that the store keeps its limit."""
-        outputs = [result.layers for result in results if isinstance(result, Ref)]
-        if len(outputs) != len(results):
-            summary = "a local directory cannot be a cached result"
-            raise SolveError(summary, vertex=vertex)
-        digest = vertex.partition("!")[0]
-        kind, name = self.steps.get(digest, ("regular", ""))
-        self._store.records.save(
-            key, outputs, lease=self._lease, vertex=digest, description=name, record_type=kind
+    def _run_once(
+        self, wanted: Sequence[Output], keyed: list[KeyedVertex] | None, recorder: SolveRecorder | None
+    ) -> list[Ref]:
+        shared = self._shared
+        graph = load_graph(
+            wanted, env=self._env, locals_=self._locals, images=self._images, nonce=shared.fresh_nonce
         )
-        if self._max_bytes:
-            self._enforce()
+        for vertex, node in graph.nodes.items():
+            shared.keys.steps[vertex.partition("!")[0]] = (record_type(node), display_name(node))
+        watcher = ProgressWatcher(graph, self._sink)
+        watcher.announce()
+        keys: list[KeyedVertex] = []
+        try:
+            with translate({OSError: _os_error}):
+                results = shared.scheduler.solve(
+                    graph.specs, graph.outputs, watcher=watcher, cancel=self._cancel, keyed=keys
+                )
+        except BaseException:
+            watcher.cancelled()
+            raise
+        if keyed is not None:
+            keyed.extend(keys)
+        context = OpContext(self._cancel, self._sink)
+        if recorder is not None and (watcher.ran or recorder.wanted):
+            recorder.take(graph.nodes, keys, watcher.ran, local_reads(graph, context), self._cancel)
+        return [
+            _final(result, self._env, vertex, context)
+            for result, (vertex, _) in zip(results, graph.outputs, strict=True)
+        ]
 
-    def _enforce(self) -> None:
-        from crossdock.engine.store.gc import Collector
 
-        above = Collector(self._store).enforce(self._max_bytes)
-        if above:
-            summary = f"this build needs {above} bytes more than the store may hold ({self._max_bytes})"
-            raise StoreFull(summary, hint="raise the limit, or build fewer things at once")
+def _final(result: Result, env: OpEnv, vertex: str, ctx: OpContext) -> Ref:
+    """Return a result as layers: a local directory that is itself asked for is packed into one."""
+    if isinstance(result, LocalTree):
+        return env.packed(result, vertex, ctx)
+    if isinstance(result, Ref):
+        return result
+    summary = "a solve gave no file system"
+    raise SolveError(summary, vertex=vertex)
 
 
-def _is_at(fd: int, path: Path) -> bool:
-    try:
-        named = os.stat(path)
-    except FileNotFoundError:
-        return False
-    mine = os.fstat(fd)
-    return (named.st_dev, named.st_ino) == (mine.st_dev, mine.st_ino)
+def _os_error(exc: BaseException) -> CrossdockError:
+    if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        from crossdock.engine.store.rim import explain
+
+        return explain(exc, "write a part of the build")
+    return SolveError(f"the system refused a part of the build: {exc}")
 
 
 class LoadedGraph:
@@ -233,7 +244,6 @@ def _make_source(
 
 def local_reads(graph: LoadedGraph, ctx: OpContext) -> dict[str, tuple[View, Sequence[Selector]]]:
     """Return what vertices read of local directories: the view, and the parts."""
-    from crossdock.engine.cache.refs import LocalTree
     from crossdock.engine.cache.select import Selector
     from crossdock.engine.ops.base import BaseOp
 

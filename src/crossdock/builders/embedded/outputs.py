@@ -9,8 +9,9 @@ import os
 import re
 import threading
 from queue import Empty, Full, Queue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from crossdock.builders.result import BuildResult, BuiltImage, BuiltIndex
 from crossdock.cancel import CancelToken
 from crossdock.errors import ExportError, UsageError
 
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
 
     from crossdock.builders.dockerconfig import DockerEndpoint
     from crossdock.builders.request import BuildRequest, OutputSpec
-    from crossdock.engine.exporters.model import ExporterSpec
-    from crossdock.progress.events import EventSink
+    from crossdock.dockerfile.convert.options import PlatformResult
+    from crossdock.engine.exporters.model import ExporterSpec, ExportResult
+    from crossdock.progress.events import EventSink, VertexWarning
 
-__all__ = ["DockerLoader", "annotation_attrs", "plan_outputs", "reproducible"]
+__all__ = ["DockerLoader", "annotation_attrs", "build_result", "plan_outputs", "reproducible"]
 
 _IMAGES = frozenset(["image", "oci", "docker"])
 _ANNOTATION_TYPE = re.compile(r"([a-z-]+)(\[[A-Za-z0-9_/-]+\])?\Z")
@@ -113,6 +115,31 @@ def reproducible(specs: Sequence[ExporterSpec], epoch_s: int | None) -> list[Exp
         else s
         for s in specs
     ]
+
+
+def build_result(
+    results: Sequence[PlatformResult],
+    exported: ExportResult | None,
+    metadata: Mapping[str, Any],
+    warnings: Sequence[VertexWarning],
+) -> BuildResult:
+    """Put together what a build gives back; ``metadata`` is added to what the exporters say."""
+    images = {str(r.platform): BuiltImage(platform=r.platform, config=r.config) for r in results}
+    index = None
+    image = exported.image if exported is not None else None
+    if image is not None:
+        for one in image.platforms:
+            images[str(one.platform)] = BuiltImage(
+                platform=one.platform,
+                config=one.config,
+                digest=one.descriptor.digest,
+                config_digest=one.manifest.config.digest,
+            )
+        if image.index is not None:
+            top = image.descriptor
+            index = BuiltIndex(digest=top.digest, media_type=top.media_type, size=top.size)
+    told: dict[str, Any] = {**(exported.merged if exported is not None else {}), **metadata}
+    return BuildResult(images=images, index=index, metadata=told, warnings=tuple(warnings))
 
 
 class DockerLoader:
