@@ -102,6 +102,8 @@ def test_cache_mounts(project: Project) -> None:
 
 def test_concurrent_builds_share_or_wait_for_cache_mounts(project: Project) -> None:
     script = {
+        # both must be there at once
+        "shared": "touch /c/$N; for i in $(seq 100); do [ $(ls /c | wc -l) = 2 ] && exit 0; sleep 0.1; done; exit 1",
         # never both at once
         "locked": "mkdir /c/lock && sleep 1 && rmdir /c/lock",
         "private": '[ -z "$(ls -A /c)" ] && touch /c/$N && sleep 2',

@@ -6,6 +6,7 @@ Spec: moby/buildkit ``frontend/gateway/container/container.go`` (PrepareMounts),
 from __future__ import annotations
 
 import posixpath
+import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,10 @@ from crossdock.engine.cache.view import resolve
 from crossdock.engine.sandbox.step import BindMount, SecretMount, SshMount, TmpfsMount
 from crossdock.errors import SolveError
 from crossdock.llb.ops import SKIP_OUTPUT, CacheSharing, MountType
+from crossdock.progress.events import VertexStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
     from typing import Literal
 
@@ -141,10 +143,32 @@ class ExecMounts:
                     cancel=self._ctx.cancel,
                     base=key[1],
                     fill=fill if base.layers or env.fill_mount is not None else None,
+                    waiting=self._waiting(key[0]),
                 )
             )
         source = self._select(path, mount)
         self.mounts.append(BindMount(source=source, dest=self._dest(mount), readonly=mount.readonly))
+
+    def _waiting(self, name: str) -> Callable[[bool], None]:
+        """Return what shows that the step waits for others to be done with a cache mount."""
+        started = 0
+
+        def show(begun: bool) -> None:
+            nonlocal started
+            now = time.time_ns()
+            started = now if begun else started
+            what = f"waiting for the cache mount {name}, in use elsewhere"
+            status = VertexStatus(
+                id=what,
+                vertex=self._op.vertex,
+                name=what,
+                timestamp_ns=now,
+                started_ns=started,
+                completed_ns=None if begun else now,
+            )
+            self._ctx.sink.emit(status)
+
+        return show
 
     def _secret(self, mount: Mount) -> None:
         option = mount.secret_opt

@@ -17,6 +17,7 @@ from crossdock.engine.store import hooks
 from crossdock.engine.store.leases import MOUNT
 from crossdock.engine.store.locks import is_held, try_flock
 from crossdock.engine.store.rim import rim
+from crossdock.engine.store.unfinished import note_unfinished
 from crossdock.errors import StoreFull
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ Sharing = Literal["shared", "private", "locked"]
 
 _FIRST_WAIT_S = 0.002
 _LONGEST_WAIT_S = 0.05
+#: waits shorter than this are nobody's concern
+_SHOWN_AFTER_S = 0.5
 _ROOT_MODE = 0o755
 
 
@@ -63,18 +66,22 @@ class CacheMounts:
         base: str = "",
         fill: Callable[[Path], None] | None = None,
         record_type: RecordType = "exec.cachemount",
+        waiting: Callable[[bool], None] | None = None,
     ) -> Iterator[Path]:
         """Yield the directory of the cache mount ``name`` and keep it in use for the block.
 
         ``namespace`` and ``base`` (names the file system it starts from) make it another mount. ``fill`` gets
         the new directory (mode 0755) once. ``record_type`` is what `du` and `prune` call it. A ``locked``
-        mount in use is waited for; a ``private`` one in use gets a sibling.
+        mount in use is waited for; a ``private`` one in use gets a sibling. ``waiting`` is told True when that takes
+        long enough to be shown, and then False when it is over.
         Raises: StoreFull, StoreError; what ``fill`` raises; the token's cause.
         """
         key = ""
+        patience = _Patience(cancel, waiting)
         try:
-            with self._locked(lease, mount_id(name, namespace, base), sharing, fill, cancel) as key:
+            with self._locked(lease, mount_id(name, namespace, base), sharing, fill, patience) as key:
                 self._note(key, name, record_type)
+                note_unfinished(key)
                 yield self.directory(key)
         except StoreFull:
             if key and key not in self.ids():
@@ -122,17 +129,17 @@ class CacheMounts:
         first: str,
         sharing: Sharing,
         fill: Callable[[Path], None] | None,
-        cancel: CancelToken,
+        patience: _Patience,
     ) -> Iterator[str]:
         """Lock a directory as ``sharing`` says, making it when absent; yields its id."""
         key, copies = first, 0
         while True:
-            cancel.check()
+            patience.cancel.check()
             lease.add((MOUNT + key,))  # so that recovery finds it, should we die before its row is written
             with rim("use a cache mount"):
                 fd = os.open(self._lock_path(key), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                outcome = self._acquire(fd, key, sharing, fill, cancel)
+                outcome = self._acquire(fd, key, sharing, fill, patience)
                 if outcome == "held":
                     yield key
                     return
@@ -143,15 +150,17 @@ class CacheMounts:
                 key = f"{first}-{copies}"
 
     def _acquire(
-        self, fd: int, key: str, sharing: Sharing, fill: Callable[[Path], None] | None, cancel: CancelToken
+        self, fd: int, key: str, sharing: Sharing, fill: Callable[[Path], None] | None, patience: _Patience
     ) -> Literal["held", "busy", "again"]:
         """Try once. ``busy``: a private mount is in use; ``again``: it was removed under our hands."""
         directory = self.directory(key)
-        exclusive = sharing != "shared" or not directory.is_dir()
-        if sharing != "private":
-            _wait_flock(fd, cancel, exclusive=exclusive)
-        elif not try_flock(fd):
-            return "busy"
+        if sharing == "private":
+            exclusive = True
+            if not try_flock(fd):
+                return "busy"
+        else:
+            # Asked again at each try: once its first user made it, a shared mount need not be had alone.
+            exclusive = patience.lock(fd, lambda: sharing == "locked" or not directory.is_dir())
         if not os.fstat(fd).st_nlink:
             return "again"
         if not directory.is_dir():
@@ -160,7 +169,7 @@ class CacheMounts:
             self._create(key, fill)
         if exclusive and sharing == "shared":
             # Not atomic: whoever slips in and removes the mount unlinks the lock file.
-            _wait_flock(fd, cancel, exclusive=False)
+            patience.lock(fd, lambda: False)
             if not os.fstat(fd).st_nlink:
                 return "again"
         return "held"
@@ -202,8 +211,30 @@ def mount_id(name: str, namespace: str, base: str) -> str:
     return b32encode(digest.digest()[:10]).decode("ascii").lower()
 
 
-def _wait_flock(fd: int, cancel: CancelToken, *, exclusive: bool) -> None:
-    wait_s = _FIRST_WAIT_S
-    while not try_flock(fd, exclusive=exclusive):
-        cancel.sleep(wait_s)
-        wait_s = min(wait_s * 1.5, _LONGEST_WAIT_S)
+class _Patience:
+    """Waits for locks, and tells when that takes long."""
+
+    __slots__ = ("_told", "cancel")
+
+    def __init__(self, cancel: CancelToken, told: Callable[[bool], None] | None) -> None:
+        self.cancel = cancel
+        self._told = told
+
+    def lock(self, fd: int, exclusively: Callable[[], bool]) -> bool:
+        """Wait for the lock, exclusively while that function says so; returns whether it was taken exclusively."""
+        wait_s = _FIRST_WAIT_S
+        show_s = time.monotonic() + _SHOWN_AFTER_S
+        shown = False
+        try:
+            while True:
+                exclusive = exclusively()
+                if try_flock(fd, exclusive=exclusive):
+                    return exclusive
+                if self._told is not None and not shown and time.monotonic() > show_s:
+                    shown = True
+                    self._told(True)
+                self.cancel.sleep(wait_s)
+                wait_s = min(wait_s * 1.5, _LONGEST_WAIT_S)
+        finally:
+            if shown and self._told is not None:
+                self._told(False)

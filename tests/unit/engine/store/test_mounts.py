@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crossdock.cancel import CancelToken
-from crossdock.engine.store import Store, hooks
+from crossdock.engine.store import Store, hooks, mounts
 from crossdock.engine.store.mounts import mount_id
 from crossdock.errors import Cancelled
 
@@ -61,6 +61,51 @@ def test_shared_users_are_in_one_directory_at_once(store: Store, lease: Lease, c
         assert first == second
         assert store.mounts.in_use(first.parent.name)
     assert not store.mounts.in_use(first.parent.name)
+
+
+def test_who_waited_for_the_first_shared_user_joins_it(
+    store: Store, lease: Lease, cancel: CancelToken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waiting begins while the mount does not exist yet, which only one user at a time may change."""
+    monkeypatch.setattr(mounts, "_SHOWN_AFTER_S", 0.0)
+    waits, joined = threading.Event(), threading.Event()
+
+    def join() -> None:
+        def told(begun: bool) -> None:
+            if begun:
+                waits.set()
+
+        with store.mounts.use(lease, name="c", sharing="shared", cancel=cancel, waiting=told):
+            joined.set()
+
+    def fill(_: Path) -> None:
+        second.start()
+        assert waits.wait(10)
+
+    second = threading.Thread(target=join)
+    with store.mounts.use(lease, name="c", sharing="shared", cancel=cancel, fill=fill):
+        assert joined.wait(10)
+    second.join()
+
+
+def test_a_long_wait_is_told_and_its_end(
+    store: Store, lease: Lease, cancel: CancelToken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mounts, "_SHOWN_AFTER_S", 0.0)
+    told: list[bool] = []
+    waiting = CancelToken()
+
+    def tell(begun: bool) -> None:
+        told.append(begun)
+        waiting.cancel()
+
+    with (
+        store.mounts.use(lease, name="c", sharing="locked", cancel=cancel),
+        pytest.raises(Cancelled),
+        store.mounts.use(lease, name="c", sharing="locked", cancel=waiting, waiting=tell),
+    ):
+        pytest.fail("two at once")
+    assert told == [True, False]
 
 
 def test_private_users_get_a_directory_each_and_it_is_used_again(
