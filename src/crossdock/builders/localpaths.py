@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from crossdock.errors import ContextError, UsageError, translate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["LocalFiles", "context_directory", "default_dockerfile", "refuse_bake_contexts"]
+    from crossdock.builders.request import OutputSpec
+
+__all__ = ["LocalFiles", "check_delete", "context_directory", "default_dockerfile", "refuse_bake_contexts"]
 
 
 def context_directory(text: str) -> Path:
@@ -46,6 +48,18 @@ def refuse_bake_contexts(name: str, value: str) -> None:
         summary = f"--build-context {name}={value}: {kind}: contexts exist in {where}"
         raise UsageError(
             summary, hint="use a directory, docker-image://, oci-layout://, https:// or a Git URL"
+        )
+
+
+def check_delete(output: OutputSpec, allow: Sequence[str]) -> None:
+    """Refuse a mirror that would delete outside the working directory and is not allowed to. Raises: UsageError."""
+    if output.type != "local" or output.attrs.get("mode") != "delete" or "buildx.local.delete" in allow:
+        return
+    here, dest = os.path.realpath("."), os.path.realpath(output.dest)
+    if dest == here or not dest.startswith(here + os.sep):
+        summary = f"local output with mode=delete would delete files in {output.dest}"
+        raise UsageError(
+            summary, hint="add --allow buildx.local.delete, or write below the working directory"
         )
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from crossdock import errors
+from crossdock.builders.annotations import annotation_attrs
 from crossdock.builders.embedded.inputs import gather
-from crossdock.builders.embedded.outputs import annotation_attrs, plan_outputs, reproducible
+from crossdock.builders.embedded.outputs import plan_outputs, reproducible
 from crossdock.builders.embedded.steps import EventKeeper, shown
 from crossdock.builders.embedded.supported import check_supported
 from crossdock.builders.embedded.wire import Channel, pack_error, unpack_error
