@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from typing import TYPE_CHECKING
 
 from crossdock._version import __version__
 from crossdock.image.platform import Platform
 from crossdock.record import NamedTuple
+from crossdock.wholefile import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -79,10 +79,7 @@ def write_record(root: str, node: str, record: BootRecord) -> None:
         "notes": list(record.notes),
         "labels": dict(record.labels),
     }
-    temporary = f"{path}.{os.getpid()}.{threading.get_native_id()}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(body, file)
-    os.replace(temporary, path)
+    write_whole(path, json.dumps(body).encode())
 
 
 def remove_record(root: str, node: str) -> None:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from crossdock.builders.dockerconfig import config_dir
 from crossdock.builders.model import NodeGroup, validate_name
 from crossdock.errors import BuilderError, translate
+from crossdock.wholefile import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -210,18 +211,7 @@ class Transaction:
     def _write(self, name: str, data: bytes, *, durable: bool = True) -> None:
         path = os.path.join(self._root, name)
         # In the root: buildx refuses to list builders when a foreign file lies in `instances`.
-        temporary = os.path.join(self._root, f".tmp-{os.getpid()}")
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            with open(fd, "wb") as file:
-                file.write(data)
-                file.flush()
-                if durable:
-                    os.fsync(fd)
-            os.rename(temporary, path)
-        except BaseException:
-            _unlink(temporary)
-            raise
+        write_whole(path, data, folder=self._root, durable=durable)
         owner = _sudo_owner(self._root)
         if owner is not None:
             os.chown(path, *owner)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from crossdock.cli.command import command as make_command
 from crossdock.errors import ConfigError, translate
+from crossdock.wholefile import write_whole
 
 if TYPE_CHECKING:
     from crossdock.cli.command import Globals
@@ -55,9 +56,4 @@ def _save(config: dict[str, Any]) -> None:
     with translate({OSError: refuse}):
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         mode = os.stat(path).st_mode & 0o777 if os.path.exists(path) else 0o600
-        temporary = f"{path}.{os.getpid()}.tmp"
-        with open(
-            os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "w", encoding="utf-8"
-        ) as file:
-            json.dump(config, file, indent="\t", ensure_ascii=False)
-        os.replace(temporary, path)
+        write_whole(path, json.dumps(config, indent="\t", ensure_ascii=False).encode(), mode=mode)

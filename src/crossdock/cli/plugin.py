@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from crossdock.cli.command import Group, SubCommand, flag
 from crossdock.cli.command import command as make_command
 from crossdock.errors import ConfigError, translate
+from crossdock.wholefile import write_whole
 
 if TYPE_CHECKING:
     from crossdock.cli.command import Globals
@@ -67,11 +68,8 @@ def install(_globals: Globals, force: bool, system: bool) -> None:
                 summary = f"{path} is another buildx"
                 raise ConfigError(summary, hint="--force replaces it and keeps it as docker-buildx.orig")
             os.replace(path, path + ".orig")
-        temporary = f"{path}.{os.getpid()}.tmp"
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(_script())
-        os.chmod(temporary, 0o755)  # noqa: S103 - a program for everybody
-        os.replace(temporary, path)
+        write_whole(path, _script().encode(), mode=0o755)
+        os.chmod(path, 0o755)  # noqa: S103 - a program for everybody, whatever the umask
     sys.stdout.write(f"installed {path}\n")
 
 

@@ -19,6 +19,7 @@ from crossdock.emulation.handlers import Handler, parse_handler, registration
 from crossdock.errors import EmulationError, UsageError
 from crossdock.image.platform import local_platform, parse_platform
 from crossdock.record import NamedTuple
+from crossdock.wholefile import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -211,9 +212,7 @@ class HostBinfmt:
         target = self._binfmt_d / f"{name}.conf"
         try:
             self._binfmt_d.mkdir(mode=0o755, parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{os.getpid()}")
-            temporary.write_bytes(_MARK.encode() + _line(name, arch, path, flags) + b"\n")
-            temporary.replace(target)
+            write_whole(str(target), _MARK.encode() + _line(name, arch, path, flags) + b"\n", mode=0o644)
         except OSError as exc:
             summary = f"cannot write {target}: {exc.strerror}"
             raise EmulationError(summary) from exc

@@ -13,7 +13,6 @@ import errno
 import os
 import struct
 import time
-from itertools import count
 from typing import TYPE_CHECKING
 
 from crossdock.record import NamedTuple
@@ -111,16 +110,13 @@ class ProbeResult(NamedTuple):
     problem: str = ""
 
 
-_serial = count()
-
-
 def run_probe(architecture: Architecture, directory: Path, *, emulator: str = "") -> ProbeResult:
     """Run the probe from ``directory`` (one that allows execution), through ``emulator`` when given.
 
     Takes a millisecond natively and some five under QEMU. Raises: OSError when the file cannot be written.
     """
     # a name of its own: threads may probe the same architecture at once, and a running file cannot be rewritten
-    path = directory / f"probe-{architecture.name}-{os.getpid()}-{next(_serial)}"
+    path = directory / f"probe-{architecture.name}-{os.urandom(6).hex()}"
     path.write_bytes(probe_elf(architecture))
     try:
         path.chmod(0o755)

@@ -108,13 +108,13 @@ class Listeners:
         addresses: Sequence[Address],
         *,
         tls: ServerTls | None,
-        gid: int | None,
+        owner: tuple[int | None, int | None] = (None, None),
         passed: Mapping[str, Sequence[int]],
     ) -> None:
-        """Listen. Raises: UsageError, ConfigError naming what cannot be used."""
+        """Listen; ``owner`` are user and group of the unix sockets. Raises: UsageError, ConfigError naming what cannot be used."""
         for address in addresses:
             if address.scheme == "unix":
-                self._open_unix(Path(address.target), gid)
+                self._open_unix(Path(address.target), owner)
             elif address.scheme == "tcp":
                 self._open_tcp(address, tls)
             else:
@@ -147,21 +147,20 @@ class Listeners:
 
     # --- opening ---
 
-    def _open_unix(self, path: Path, gid: int | None) -> None:
+    def _open_unix(self, path: Path, owner: tuple[int | None, int | None]) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
             _remove_stale(path)
             # Bound beside its place and renamed once it listens: whoever sees the socket can connect.
-            unready = path.with_name(f".{path.name}.{os.getpid()}")
-            unready.unlink(missing_ok=True)
+            unready = path.with_name(f".{os.urandom(4).hex()}")  # short: the kernel allows 107 bytes
             listener = socket.socket(socket.AF_UNIX)
             before = os.umask(_UMASK)
             try:
                 listener.bind(os.fspath(unready))
             finally:
                 os.umask(before)
-            if gid is not None:
-                os.chown(unready, -1, gid)
+            if owner != (None, None):
+                os.chown(unready, *(-1 if one is None else one for one in owner))
             listener.listen(_BACKLOG)
             unready.rename(path)
         except OSError as exc:

@@ -18,6 +18,7 @@ import os
 from typing import TYPE_CHECKING
 
 from crossdock.errors import ConfigError
+from crossdock.wholefile import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,10 +71,7 @@ class TokenSeeds:
             seed = os.urandom(_SEED_BYTES)
             seeds[host] = {"Seed": base64.b64encode(seed).decode()}
             with contextlib.suppress(OSError):
-                temporary = f"{path}.{os.getpid()}"
-                with open(temporary, "w", encoding="utf-8", opener=_private) as file:
-                    json.dump(seeds, file, indent=2)
-                os.replace(temporary, path)
+                write_whole(path, json.dumps(seeds, indent=2).encode())
             return seed
 
     def _read(self, path: str) -> dict[str, dict[str, str]]:
@@ -103,7 +101,3 @@ class TokenSeeds:
             yield
         finally:
             os.close(fd)
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from crossdock.engine.explain.facts import StepFacts
-from crossdock.engine.store.statcache import WRITING
+from crossdock.wholefile import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,12 +68,5 @@ class History:
             return
         self._packed = [newest, *self._packed][:_RUNS]
         data = _MAGIC + b"".join(_LENGTH.pack(len(part)) + part for part in self._packed)
-        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}{WRITING}")
         with suppress(OSError):
-            try:
-                fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-                with open(fd, "wb") as file:
-                    file.write(data)
-                temporary.replace(self._path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            write_whole(os.fspath(self._path), data)

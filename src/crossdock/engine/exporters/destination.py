@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from crossdock.errors import ExportError, StoreFull
+from crossdock.wholefile import temporary_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from crossdock.engine.exporters.model import ExporterSpec, Output
 
-__all__ = ["check_output", "export_error", "open_output", "temporary_name"]
+__all__ = ["check_output", "export_error", "open_output"]
 
 _BUFFER = 1 << 20
 
@@ -37,11 +38,6 @@ def export_error(exc: OSError, path: str | os.PathLike[str]) -> ExportError | St
         errno.EPIPE: "whatever reads the output has ended",
     }
     return ExportError(f"cannot write {name}: {exc.strerror}", hint=hints.get(exc.errno or 0))
-
-
-def temporary_name(name: str) -> str:
-    """Return a name for the unfinished form of ``name`` in the same directory."""
-    return f".{name[:200]}.{os.urandom(6).hex()}.tmp"
 
 
 def check_output(spec: ExporterSpec, dest: str) -> None:

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossdock.engine.exporters.archive import LAYOUT, layout_index
-from crossdock.engine.exporters.destination import export_error, temporary_name
+from crossdock.engine.exporters.destination import export_error
 from crossdock.errors import CrossdockError, ExportError
 from crossdock.image.descriptor import Descriptor
 from crossdock.image.digest import digest_hex
+from crossdock.wholefile import temporary_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

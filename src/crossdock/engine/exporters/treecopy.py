@@ -11,8 +11,9 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from crossdock.engine.exporters.destination import export_error, temporary_name
+from crossdock.engine.exporters.destination import export_error
 from crossdock.errors import ExportError
+from crossdock.wholefile import temporary_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crossdock.engine.exporters.destination import export_error, temporary_name
+from crossdock.engine.exporters.destination import export_error
 from crossdock.engine.exporters.layout import lock_layout, put_index, read_index
 from crossdock.engine.remotecache import config as cacheconfig
 from crossdock.engine.remotecache.backend import ANY, MAX_DOCUMENT, Stored, VerifiedReader
@@ -21,6 +21,7 @@ from crossdock.image.digest import Digest, digest_hex, parse_digest, sha256_dige
 from crossdock.image.manifest import parse_manifest
 from crossdock.layers.compression import parse_bool
 from crossdock.record import replace
+from crossdock.wholefile import temporary_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
