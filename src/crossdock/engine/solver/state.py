@@ -85,6 +85,7 @@ class _Vertex:
     """All that is known of one vertex; changed by :class:`SolverState` alone."""
 
     __slots__ = (
+        "blocked",
         "canonical",
         "definition_key",
         "error",
@@ -121,6 +122,8 @@ class _Vertex:
         self.owned: set[str] = set()
         #: what users hash; known from CONTENT_KEYED on
         self.canonical: str | None = None
+        #: the canonical key comes only after some step has run
+        self.blocked = False
         #: of the command under way, if any
         self.token: int | None = None
         self.results: tuple[Result, ...] | None = None
@@ -299,7 +302,10 @@ class SolverState:
         if vertex.map is None:
             self._issue(vertex, AskCacheMap(self._token(vertex), vertex.id, vertex.op, vertex.slow_key))
             return
-        if any(self._vertices[input_id].canonical is None for input_id, _ in vertex.inputs):
+        unkeyed = [i for i, _ in vertex.inputs if self._vertices[i].canonical is None]
+        if unkeyed:
+            if any(self._vertices[input_id].blocked for input_id in unkeyed):
+                self._expect_miss(vertex)
             return
         key = vertex.definition_key = self._hash(vertex, "definition", {})
         volatile = vertex.map.volatile or any(self._is_volatile(i) for i, _ in vertex.inputs)
@@ -322,9 +328,28 @@ class SolverState:
         sources = [self._vertices[vertex.inputs[index][0]] for index in indexes]
         for source in sources:
             self._want(source, vertex.loaded_by)
+        if any(source.state is not _DONE and not self._is_volatile(source.id) for source in sources):
+            self._block(vertex)
         if all(source.state is _DONE for source in sources):
             inputs = tuple((index, self._input_result(vertex, index)) for index in indexes)
             self._issue(vertex, AskContent(self._token(vertex), vertex.id, vertex.op, inputs))
+
+    def _expect_miss(self, vertex: _Vertex) -> None:
+        """Let what is read by content run already: a step has to run before the key is known, which is then a new one.
+
+        Otherwise the stages that ``COPY --from`` collects one after the other would run one after the other. For
+        nothing when that step makes what it made before, and a result made of both outlived the other one.
+        """
+        self._block(vertex)
+        for index in self._content_inputs(vertex):
+            source = self._vertices[vertex.inputs[index][0]]
+            if source.state is _CONTENT:
+                self._want(source, vertex.loaded_by)
+
+    def _block(self, vertex: _Vertex) -> None:
+        if not vertex.blocked:
+            vertex.blocked = True
+            self._wake_users(vertex)
 
     def _advance_wanted(self, vertex: _Vertex) -> None:
         sources = [self._vertices[input_id] for input_id, _ in vertex.inputs]
@@ -343,6 +368,8 @@ class SolverState:
     def _mirror(self, vertex: _Vertex) -> None:
         """Take over what the leader has reached."""
         leader = self._vertices[vertex.leader or ""]
+        if leader.blocked and vertex.canonical is None:
+            self._block(vertex)
         if vertex.canonical is None and leader.canonical is not None:
             vertex.canonical = leader.canonical
             self._wake_users(vertex)

@@ -133,6 +133,51 @@ def test_equal_content_runs_once_within_one_solve(cache: Any) -> None:
     assert first.exec_calls + second.exec_calls == 1
 
 
+def collected(stages: int, **first: Any) -> Any:
+    """Stages that a chain of copies collects one after the other, each by content."""
+    sources = [FakeOp(f"s{n}", **(first if not n else {})) for n in range(stages)]
+    copies = [FakeOp(f"c{n}", content=[0], reads=lambda text: text.split("|")[0]) for n in range(stages)]
+    specs = [vertex(op) for op in sources]
+    for n, op in enumerate(copies):
+        specs.append(vertex(op, f"s{n}", *([f"c{n - 1}"] if n else [])))
+    return sources, copies, specs
+
+
+def test_stages_collected_one_after_the_other_run_at_once(cache: Any) -> None:
+    _, _, specs = collected(4)
+    at_work = driver(cache)
+    at_work.send(model.AddJob("job", tuple(specs), (("c3", 0),)))
+    while any(not isinstance(command, model.Execute) for command in at_work.pending):
+        command = next(c for c in at_work.pending if not isinstance(c, model.Execute))
+        at_work.pending.remove(command)
+        at_work.send(at_work.perform(command))
+    assert sorted(command.vertex for command in at_work.pending) == ["s0", "s1", "s2", "s3"]
+    at_work.run()
+    assert at_work.finished["job"].error is None
+
+
+def test_stages_are_not_run_for_copies_that_are_cached(cache: Any) -> None:
+    """An imported cache of a build's result alone has no more than that."""
+    sources, _, specs = collected(4)
+    driver(cache).solve(specs, "c3")
+    cache.results = {k: v for k, v in cache.results.items() if v[0].startswith("c")}
+    for seed in range(20):
+        sources, copies, specs = collected(4)
+        driver(cache, seed).solve(specs, "c3")
+        assert [op.exec_calls for op in (*sources, *copies)] == [0] * 8
+
+
+def test_a_stage_that_waits_for_a_local_directory_runs_nothing_early(cache: Any) -> None:
+    """A directory is read in a moment: what it leads to may be cached."""
+    sources, _, specs = collected(3, volatile=True)
+    driver(cache).solve(specs, "c2")
+    cache.results = {k: v for k, v in cache.results.items() if v[0].startswith("c")}
+    for seed in range(20):
+        sources, copies, specs = collected(3, volatile=True)
+        driver(cache, seed).solve(specs, "c2")
+        assert [op.exec_calls for op in (*sources, *copies)] == [1, 0, 0, 0, 0, 0]
+
+
 def test_ignoring_the_cache_runs_again_once_and_saves_for_the_next(cache: Any) -> None:
     driver(cache).solve(chain()[1], "c")
     ops, specs = chain()
