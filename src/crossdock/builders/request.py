@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from crossdock.image.platform import Platform
+    from crossdock.llb.policy import Policy
     from crossdock.secret import Secret
 
 __all__ = ["BuildRequest", "OutputSpec", "SecretSpec"]
@@ -75,7 +76,11 @@ class BuildRequest(Record):
     #: attestation type -> its parameters; ``None`` = switched off
     attests: Mapping[str, Mapping[str, str] | None] = field(default_factory=dict)
     annotations: tuple[str, ...] = ()
+    #: make an index even of one platform, as the share of a node is to be merged
+    multi_platform: bool = False
     resources: Mapping[str, str] = field(default_factory=dict)
+    #: rules for the sources of the build
+    source_policy: Policy | None = None
     #: ``min`` or ``max``: how much provenance a BuildKit node's answer shall hold, ``""`` for none
     metadata_provenance: str = ""
     #: frontend method other than ``build``

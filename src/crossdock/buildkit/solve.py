@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from crossdock.cancel import CancelToken
     from crossdock.errors import CrossdockError
     from crossdock.llb import Definition
+    from crossdock.llb.policy import Policy
     from crossdock.progress import Event, EventSink
 
 __all__ = ["CacheEntry", "Export", "SolveOptions", "solve"]
@@ -69,6 +70,8 @@ class SolveOptions(Record):
     ref: str = ""
     shared_key: str = ""
     internal: bool = False
+    #: rules for the sources of the build
+    source_policy: Policy | None = None
 
 
 def solve(
@@ -202,6 +205,8 @@ class _Solve:
             # Daemons before v0.13 read the first exporter here.
             request.ExporterDeprecated = options.exports[0].type
             request.ExporterAttrsDeprecated.update(options.exports[0].attrs)
+        if options.source_policy is not None:
+            request.SourcePolicy.MergeFromString(options.source_policy.to_bytes())
         if options.definition is not None:
             request.Definition.CopyFrom(_definition(options.definition))
         return request

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from crossdock.errors import ExportError, NotSupported, UsageError, translate
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from crossdock.builders.request import BuildRequest
     from crossdock.builders.result import BuildResult
+    from crossdock.llb.policy import Policy
 
 __all__ = ["display_mode", "print_warnings", "request_of", "warn_ignored", "write_files"]
 
@@ -102,6 +104,7 @@ def request_of(context: str, flags: dict[str, Any]) -> BuildRequest:
         resources=_resources(flags),
         call=_call(flags),
         metadata_provenance=_metadata_provenance(flags),
+        source_policy=_source_policy(),
     )
 
 
@@ -190,6 +193,21 @@ def _metadata_provenance(flags: dict[str, Any]) -> str:
     if not flags["metadata_file"] or mode in ("disabled", "false", "0"):
         return ""
     return mode if mode == "max" else "min"
+
+
+def _source_policy() -> Policy | None:
+    """Read the rules for sources that ``$EXPERIMENTAL_BUILDKIT_SOURCE_POLICY`` names."""
+    name = os.environ.get("EXPERIMENTAL_BUILDKIT_SOURCE_POLICY")
+    if not name:
+        return None
+    from crossdock.llb.policy import parse_policy
+
+    try:
+        data = Path(name).read_bytes()
+    except OSError as exc:
+        summary = f"failed to read policy file: {name}: {exc.strerror}"
+        raise UsageError(summary, hint="EXPERIMENTAL_BUILDKIT_SOURCE_POLICY names it") from exc
+    return parse_policy(data, name)
 
 
 def _call(flags: dict[str, Any]) -> str:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from crossdock.engine.facade_caches import EngineCaches
     from crossdock.engine.facade_container import Container, ContainerSpec
     from crossdock.engine.facade_parts import SolveRecorder
+    from crossdock.engine.facade_sources import SourceFacts
     from crossdock.engine.ops.env import OpEnv
     from crossdock.engine.remotecache.spec import CacheSpec
     from crossdock.engine.sandbox.sandbox import Sandbox
@@ -172,6 +173,12 @@ class Engine:
             lease=self.lease,
             cancel=cancel,
         )
+
+    def sources(self, *, inputs: SolveInputs, sink: EventSink, cancel: CancelToken) -> SourceFacts:
+        """Return what tells what sources are before anything is built."""
+        from crossdock.engine.facade_sources import SourceFacts
+
+        return SourceFacts(self._env(inputs), self._reach.registry, sink, cancel)
 
     # --- looking into results ---
 

@@ -113,6 +113,8 @@ LLB_CAPS = (
     "exporter.image.attestations",
     "exporter.sourcedateepoch",
     "exporter.multiple",
+    "source.policy",
+    "source.policy.session",
     "gc.freespacefilter",
     "history.filter",
 )

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", bound="Message")
 
-__all__ = ["ClientAgents", "ClientCredentials", "get_secret", "pull_upload"]
+__all__ = ["ClientAgents", "ClientCredentials", "get_secret", "pull_upload", "unary_call"]
 
 _CREDENTIALS = "/moby.filesync.v1.Auth/Credentials"
 _SECRET = "/moby.buildkit.secrets.v1.Secrets/GetSecret"  # noqa: S105 - a method's name
@@ -44,7 +44,7 @@ _HUB = {"docker.io": "registry-1.docker.io"}
 _BLOCK = 32 * 1024
 
 
-def _unary(
+def unary_call(
     session: ClientSession, method: str, request: Message, response: type[M], cancel: CancelToken
 ) -> M:
     """Make one call. Raises: RpcError; SessionLost; the token's cause."""
@@ -90,7 +90,7 @@ class ClientCredentials(Credentials):
             return None
         request = auth_pb2.CredentialsRequest(Host=_HUB.get(domain, domain))
         try:
-            got = _unary(session, _CREDENTIALS, request, auth_pb2.CredentialsResponse, cancel)
+            got = unary_call(session, _CREDENTIALS, request, auth_pb2.CredentialsResponse, cancel)
         except RpcError as exc:
             if exc.code == "UNIMPLEMENTED":
                 return None
@@ -110,7 +110,7 @@ def get_secret(session: ClientSession, name: str, cancel: CancelToken) -> Secret
     if not session.supports(_SECRET):
         return None
     try:
-        got = _unary(
+        got = unary_call(
             session, _SECRET, secrets_pb2.GetSecretRequest(ID=name), secrets_pb2.GetSecretResponse, cancel
         )
     except RpcError as exc:
@@ -177,7 +177,7 @@ class ClientAgents:
             return None
         try:
             request = ssh_pb2.CheckAgentRequest(ID=name)
-            _unary(session, _CHECK_AGENT, request, ssh_pb2.CheckAgentResponse, self._cancel)
+            unary_call(session, _CHECK_AGENT, request, ssh_pb2.CheckAgentResponse, self._cancel)
         except RpcError as exc:
             if exc.code in ("NOT_FOUND", "UNIMPLEMENTED") or "unset ssh forward key" in str(exc):
                 return None

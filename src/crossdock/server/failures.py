@@ -120,6 +120,10 @@ def _details(error: BaseException) -> list[tuple[str, Any]]:
     out: list[tuple[str, Any]] = []
     if isinstance(error, StepFailed):
         out.append(("gatewayapi.ExitMessage", {"Code": error.step_exit_code}))
+    messages = getattr(error, "messages", ())
+    if messages:
+        denied = {"action": "DENY", "denyMessages": [{"message": text} for text in messages]}
+        out.append(("policysession.DecisionResponse", denied))
     if isinstance(error, SolveError) and error.vertex:
         out.append(("errdefs.Vertex", {"digest": error.vertex.partition("!")[0]}))
         out.append(("errdefs.Solve", {"description": _description(error)}))

@@ -7,7 +7,7 @@ metadata ``buildkit-controlapi-buildid``.
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from crossdock.buildkit.proto import gateway_pb2, ops_pb2, stat_pb2
 from crossdock.buildkit.rpc.serve import unary
@@ -20,23 +20,21 @@ from crossdock.errors import (
     SourceRange,
     UsageError,
 )
-from crossdock.image.platform import local_platform
-from crossdock.image.reference import parse_reference
 from crossdock.progress.events import VertexWarning
 from crossdock.server.caps import FRONTEND_CAPS, LLB_CAPS, as_messages
 from crossdock.server.containers import serve_processes
 from crossdock.server.failures import ClientFailure, Missing, answering
-from crossdock.server.results import Results, platform_from_pb
+from crossdock.server.policies import read_policies
+from crossdock.server.results import Results
 from crossdock.server.runner import solve_request
+from crossdock.server.sourcemeta import resolve_image, resolve_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from crossdock.buildkit.rpc.serve import Handler, ServerCall
-    from crossdock.builds.images import EngineImages
     from crossdock.engine.cache.refs import Ref
     from crossdock.engine.facade import FileInfo
-    from crossdock.image.platform import Platform
     from crossdock.server.answer import Answer
     from crossdock.server.jobs import Job
     from crossdock.server.workers import Worker
@@ -45,7 +43,6 @@ __all__ = ["Containers", "LLBBridge", "build_id", "handlers"]
 
 _BUILD = "buildkit-controlapi-buildid"
 _MAX_READ = 16 << 20
-_LOCAL_MODES = {"": "default", "default": "default", "pull": "pull", "local": "local"}
 
 pb = gateway_pb2
 
@@ -86,9 +83,7 @@ class LLBBridge:
         """Run a frontend or take a definition; results are made when they are needed."""
         with answering():
             job = self._find(call)
-            if request.SourcePolicies:
-                summary = "source policies are not supported by this server"
-                raise NotSupported(summary)
+            policies = read_policies(request.SourcePolicies)
             job.caches.load((e.Type, dict(e.Attrs)) for e in request.CacheImports)
             results = solve_request(
                 job,
@@ -97,6 +92,8 @@ class LLBBridge:
                 definition=request.Definition,
                 inputs=request.FrontendInputs,
             )
+            for ref in results.all_refs():
+                ref.policies = policies
             if request.Evaluate:
                 job.solve(results.all_refs())
             if not results.single and not request.allowResultReturn:
@@ -170,70 +167,14 @@ class LLBBridge:
     ) -> pb.ResolveImageConfigResponse:
         """Find an image's digest and config."""
         with answering():
-            job = self._find(call)
-            if request.SourcePolicies:
-                summary = "source policies are not supported by this server"
-                raise NotSupported(summary)
-            platform = (
-                platform_from_pb(request.Platform) if request.HasField("Platform") else local_platform()
-            )
-            images = job.images
-            name = request.LogName or f"resolve image config for {request.Ref}"
-            if request.ResolverType == 1:
-                found = images.resolve_oci_layout(
-                    request.Ref, store=request.StoreID, platform=platform, log_name=name
-                )
-            else:
-                found = self._resolve(images, request.Ref, platform, request.ResolveMode, name)
-            return pb.ResolveImageConfigResponse(Digest=found.digest, Config=found.config, Ref=request.Ref)
+            return resolve_image(self._find(call), request)
 
     def resolve_source(
         self, request: pb.ResolveSourceMetaRequest, call: ServerCall
     ) -> pb.ResolveSourceMetaResponse:
-        """Find what an image reference means; other sources cannot be asked yet."""
+        """Find what a source is now."""
         with answering():
-            job = self._find(call)
-            if request.SourcePolicies:
-                summary = "source policies are not supported by this server"
-                raise NotSupported(summary)
-            scheme, _, rest = request.Source.identifier.partition("://")
-            if not rest:
-                summary = "source is required"
-                raise UsageError(summary)
-            response = pb.ResolveSourceMetaResponse(Source=request.Source)
-            name = request.LogName or f"resolve image config for {request.Source.identifier}"
-            platform = (
-                platform_from_pb(request.Platform) if request.HasField("Platform") else local_platform()
-            )
-            images = job.images
-            if request.Image.AttestationChain or request.Image.ResolveAttestations:
-                summary = "chains of attestations are not resolved by this server yet"
-                raise NotSupported(summary)
-            if scheme == "docker-image":
-                found = self._resolve(images, rest, platform, request.ResolveMode, name)
-                response.Image.Digest = found.digest
-                if not request.Image.NoConfig:
-                    response.Image.Config = found.config
-            elif scheme == "oci-layout":
-                store = request.Source.attrs.get("oci.store", "")
-                found = images.resolve_oci_layout(rest, store=store, platform=platform, log_name=name)
-                response.Image.Digest, response.Image.Config = found.digest, found.config
-            elif scheme in ("git", "http", "https"):
-                summary = f"metadata of {scheme} sources is not resolved by this server yet"
-                raise NotSupported(summary)
-            return response
-
-    @staticmethod
-    def _resolve(images: EngineImages, ref: str, platform: Platform, mode: str, name: str) -> Any:
-        if mode not in _LOCAL_MODES:
-            summary = f"invalid image resolve mode {mode!r}"
-            raise UsageError(summary)
-        return images.resolve_image(
-            str(parse_reference(ref).with_default_tag()),
-            platform=platform,
-            mode=_LOCAL_MODES[mode],
-            log_name=name,
-        )
+            return resolve_source(self._find(call), request)
 
     def read_file(self, request: pb.ReadFileRequest, call: ServerCall) -> pb.ReadFileResponse:
         """Read a file of a result, or a part of it."""

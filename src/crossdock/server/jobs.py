@@ -28,6 +28,7 @@ from crossdock.server.clientstore import ClientLayouts
 from crossdock.server.containers import JobContainers
 from crossdock.server.failures import Missing
 from crossdock.server.locals import ClientDirectories
+from crossdock.server.policies import job_policies
 from crossdock.server.sessions import SessionLost
 from crossdock.server.statuslog import StatusLog
 
@@ -86,7 +87,12 @@ class Job:
         self._agents = ClientAgents(lambda: self.session(self.cancel), self.cancel)
         self._stack.callback(self._agents.close)
         self.layouts = ClientLayouts(sessions, session_id, self.cancel)
-        self.images = EngineImages(self.engine, self.log, self.cancel, self.layouts)
+        try:
+            self.policies = job_policies(self)
+        except BaseException:
+            self._stack.close()
+            raise
+        self.images = EngineImages(self.engine, self.log, self.cancel, self.layouts, self.policies)
         #: the result of a client that is its own frontend
         self.answer = Answer()
         #: makes what a frontend in a container may ask for; set by whoever serves the gateway
@@ -151,6 +157,7 @@ class Job:
         mine = self._claim(refs)
         try:
             if mine:
+                self.police(mine)
                 solved = self._solve([ref.output for ref in mine])
                 for ref, done in zip(mine, solved, strict=True):
                     ref.ref = done
@@ -162,7 +169,15 @@ class Job:
 
     def solve_output(self, output: Output | None) -> Ref:
         """Make one file system. Raises: as :meth:`solve`."""
-        return self._solve([output])[0]
+        return self._solve([self.policies.apply(output)])[0]
+
+    def police(self, refs: Sequence[ResultRef]) -> None:
+        """Have the sources of results as the build's policies want them. Raises: PolicyDenied."""
+        for ref in refs:
+            if not ref.policed:
+                policies = self.policies.also(ref.policies)
+                ref.output, ref.scan = policies.apply(ref.output), policies.apply_all(ref.scan)
+                ref.policed = True
 
     def inputs(self) -> SolveInputs:
         """Return what a solve may ask of the client."""

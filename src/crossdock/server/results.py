@@ -17,10 +17,11 @@ from crossdock.llb.codec import encode_definition, marshal
 from crossdock.llb.decode import decode_definition, unmarshal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from crossdock.engine.cache.refs import Ref
     from crossdock.llb.graph import Output
+    from crossdock.llb.policy import Policy
 
 __all__ = [
     "ResultRef",
@@ -41,7 +42,7 @@ _EPOCH = "source.date.epoch"
 class ResultRef:
     """One file system of a result; ``ref`` is set once it was solved. Written by whoever holds the job's lock."""
 
-    __slots__ = ("_definition", "id", "ignore_cache", "output", "ref", "scan")
+    __slots__ = ("_definition", "id", "ignore_cache", "output", "policed", "policies", "ref", "scan")
 
     def __init__(
         self, output: Output | None, scan: Mapping[str, Output] | None = None, *, ignore_cache: bool = False
@@ -52,6 +53,9 @@ class ResultRef:
         self.scan = dict(scan or {})
         self.ignore_cache = ignore_cache
         self.ref: Ref | None = None
+        #: rules for the sources of this result alone, and whether all rules were asked
+        self.policies: Sequence[Policy] = ()
+        self.policed = False
         self._definition: ops_pb2.Definition | None = None
 
     @property

@@ -30,13 +30,10 @@ def check_request(job: Job) -> None:
     """Refuse what would otherwise be ignored. Raises: NotSupported naming the field; UsageError."""
     request = job.request
     for field, why in (
-        ("SourcePolicy", "source policies"),
         ("EnableSessionExporter", "outputs chosen by the client after the build"),
-        ("SourcePolicySession", "source policies of the client"),
         ("ProxyNetwork", "networks by proxy"),
     ):
-        value = getattr(request, field)
-        if request.HasField(field) if field == "SourcePolicy" else value:
+        if getattr(request, field):
             summary = f"{why} are not supported by this server"
             raise NotSupported(summary)
     check_outputs(specs_of(request), attested=job.attests.attested)
@@ -66,6 +63,7 @@ def _finish(job: Job, results: Results) -> dict[str, str]:
     """Make what is left to be made, and write it out; once more without each imported cache that fails it."""
     specs = specs_of(job.request)
     refs = results.all_refs()
+    job.police(refs)
     while True:
         try:
             if not specs and not job.caches.wants_keys:

@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from crossdock.buildkit.proto import control_pb2, gateway_pb2
+from crossdock.buildkit.session.server import new_id
+from integration.server.plain import Build, Client
+from support import cli
 from support.cli import PROGRAM
 
 if TYPE_CHECKING:
@@ -135,3 +139,35 @@ def buildx(docker_cli: DockerCli, server: Server, tmp_path: Path) -> Buildx:
     made = Buildx(docker_cli, tmp_path)
     made("create", "--name", "served", "--use", "--driver", "remote", server.address)
     return made
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server for all cases here, as it is meant to be."""
+    folder = tmp_path_factory.mktemp("shared")
+    crossdock = cli.make(folder / "crossdock")
+    running = start(folder, crossdock)
+    yield running
+    code = running.stop()
+    crossdock.close()
+    assert code == 0, running.log
+    assert "Traceback" not in running.log, running.log
+
+
+@pytest.fixture
+def client(shared: Server) -> Iterator[Client]:
+    made = Client(shared.address)
+    yield made
+    made.channel.close()
+    made.own.close()
+
+
+@pytest.fixture
+def build(client: Client) -> Iterator[Build]:
+    """A build whose frontend is the test."""
+    ref = new_id()
+    solve = client.control.Solve.future(control_pb2.SolveRequest(Ref=ref))
+    made = Build(client, ref, solve)
+    made.call("Ping", gateway_pb2.PingRequest())
+    yield made
+    solve.cancel()

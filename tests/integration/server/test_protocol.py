@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,21 +14,24 @@ import pytest
 from crossdock.buildkit.proto import (
     content_pb2,
     control_pb2,
-    control_pb2_grpc,
     gateway_pb2,
-    gateway_pb2_grpc,
     ops_pb2,
     stat_pb2,
     wire_pb2,
 )
-from crossdock.buildkit.rpc.channel import Channel
 from crossdock.buildkit.session.server import Session, control_stream, new_id
-from crossdock.buildkit.transport import SocketStream
-from crossdock.llb.codec import encode_definition, marshal
 from crossdock.llb.graph import Node, Output
 from crossdock.llb.ops import FileAction, FileActionCopy, FileActionMkFile, FileOp, SourceOp
-from integration.server.conftest import start
-from support import cli
+from integration.server.plain import (
+    Build,
+    Client,
+    code,
+    copied,
+    definition,
+    made_file,
+    raw_definition,
+    text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -43,90 +45,6 @@ pytestmark = pytest.mark.needs("crun", "userns", "overlay")
 
 Packet = wire_pb2.Packet
 DIR = 1 << 31 | 0o755
-
-
-class Client:
-    """A gRPC client without any of a real client's manners."""
-
-    def __init__(self, address: str) -> None:
-        self.channel = grpc.insecure_channel(
-            address.replace("unix://", "unix:"),
-            options=[
-                ("grpc.max_metadata_size", 4 << 20),
-                ("grpc.absolute_max_metadata_size", 8 << 20),
-                ("grpc.default_authority", "localhost"),
-                ("grpc.max_send_message_length", 64 << 20),
-            ],
-        )
-        #: the project's own, for sessions
-        self.own = Channel(lambda: connected(address.removeprefix("unix://")))
-        self.control = control_pb2_grpc.ControlStub(self.channel)
-        self.bridge: Any = gateway_pb2_grpc.LLBBridgeStub(self.channel)
-
-    def solve(self, **fields: Any) -> Any:
-        fields.setdefault("Ref", new_id())
-        return self.control.Solve(control_pb2.SolveRequest(**fields), timeout=60)
-
-    def failure(self, **fields: Any) -> grpc.RpcError:
-        with pytest.raises(grpc.RpcError) as caught:
-            self.solve(**fields)
-        return caught.value
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all cases here, as it is meant to be."""
-    folder = tmp_path_factory.mktemp("shared")
-    crossdock = cli.make(folder / "crossdock")
-    running = start(folder, crossdock)
-    yield running
-    code = running.stop()
-    crossdock.close()
-    assert code == 0, running.log
-    assert "Traceback" not in running.log, running.log
-
-
-@pytest.fixture
-def client(shared: Server) -> Iterator[Client]:
-    made = Client(shared.address)
-    yield made
-    made.channel.close()
-    made.own.close()
-
-
-def connected(path: str) -> SocketStream:
-    sock = socket.socket(socket.AF_UNIX)
-    sock.connect(path)
-    return SocketStream(sock)
-
-
-def definition(output: Output | None) -> ops_pb2.Definition:
-    return ops_pb2.Definition.FromString(encode_definition(marshal(output)))
-
-
-def raw_definition(ops: Sequence[bytes]) -> ops_pb2.Definition:
-    made = ops_pb2.Definition()
-    getattr(made, "def").extend(ops)
-    return made
-
-
-def made_file(text: bytes = b"x") -> Output:
-    action = FileAction(action=FileActionMkFile(path="/file", data=text), input=-1, output=0)
-    return Output(Node(FileOp((action,))))
-
-
-def copied(source: Output) -> Output:
-    copy = FileActionCopy(src="/", dest="/", dir_copy_contents=True, allow_wildcard=True)
-    return Output(Node(FileOp((FileAction(action=copy, input=-1, secondary_input=0, output=0),)), [source]))
-
-
-def code(error: grpc.RpcError) -> str:
-    name: str = error.code().name
-    return name
-
-
-def text(error: grpc.RpcError) -> str:
-    return str(error.details())
 
 
 class TestSolve:
@@ -154,7 +72,6 @@ class TestSolve:
             ({"Frontend": "dockerfile.v0"}, "no active session"),
             ({"CompatibilityVersion": 999}, "compatibility version 999"),
             ({"Entitlements": ["security.insecure"]}, "security.insecure"),
-            ({"SourcePolicySession": "x"}, "source policies"),
             ({"EnableSessionExporter": True}, "chosen by the client"),
         ],
     )  # fmt: skip
@@ -244,15 +161,6 @@ def _ping(client: Client, ref: str) -> Any:
 
 
 class TestGateway:
-    @pytest.fixture
-    def build(self, client: Client) -> Iterator[Build]:
-        ref = new_id()
-        solve = client.control.Solve.future(control_pb2.SolveRequest(Ref=ref))
-        made = Build(client, ref, solve)
-        made.call("Ping", gateway_pb2.PingRequest())
-        yield made
-        solve.cancel()
-
     def test_capabilities_are_announced(self, build: Build) -> None:
         pong = build.call("Ping", gateway_pb2.PingRequest())
         caps = {c.ID for c in pong.LLBCaps}
@@ -350,25 +258,6 @@ class TestGateway:
         with pytest.raises(grpc.RpcError) as caught:
             client.bridge.Ping(gateway_pb2.PingRequest(), timeout=10)
         assert "no buildid" in text(caught.value)
-
-
-class Build:
-    """A build whose frontend is the test."""
-
-    def __init__(self, client: Client, ref: str, solve: Any) -> None:
-        self.client = client
-        self.ref = ref
-        self.solve = solve
-
-    def call(self, method: str, request: Any) -> Any:
-        metadata = (("buildkit-controlapi-buildid", self.ref),)
-        return getattr(self.client.bridge, method)(request, metadata=metadata, timeout=30)
-
-    def solved(self, output: Output) -> str:
-        request = gateway_pb2.SolveRequest(
-            Definition=definition(output), allowResultReturn=True, allowResultArrayRef=True
-        )
-        return str(self.call("Solve", request).result.ref.id)
 
 
 @pytest.mark.needs("base")

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from crossdock.engine.facade import Engine, FileInfo
     from crossdock.image.digest import Digest
     from crossdock.llb.graph import Output
+    from crossdock.llb.policy import SourcePolicies
 
 __all__ = ["DockerfileBuild"]
 
@@ -63,7 +64,8 @@ class DockerfileBuild:
         self._agents = agents
         self._layouts = _layouts(inputs)
         self._files = LocalFiles(inputs.directories)
-        self._images = EngineImages(engine, keeper, cancel, self._layouts)
+        self._policies = _policies(request)
+        self._images = EngineImages(engine, keeper, cancel, self._layouts, self._policies)
         self._dockerfile, self._name = inputs.dockerfile or b"", inputs.name
         self._caches = BuildCaches(engine, request, keeper, cancel)
         self._explainer = Explainer(request)
@@ -113,6 +115,7 @@ class DockerfileBuild:
         return options
 
     def _solve_one(self, output: Output | None) -> Ref:
+        output = output if self._policies is None else self._policies.apply(output)
         self._attests.note(output)
         (ref,) = self._engine.solve(
             [output], inputs=self._solve_inputs(), sink=self._keeper, cancel=self._cancel
@@ -142,7 +145,7 @@ class DockerfileBuild:
         from crossdock.dockerfile.parser import parse
 
         dockerfile = parse(self._dockerfile, self._name)
-        return convert(
+        results = convert(
             dockerfile,
             options,
             images=self._images,
@@ -150,6 +153,12 @@ class DockerfileBuild:
             warn=self._warn,
             sources=self._times(),
         )
+        policies = self._policies
+        if policies is None:
+            return results
+        from crossdock.record import replace
+
+        return [replace(r, output=policies.apply(r.output), scan=policies.apply_all(r.scan)) for r in results]
 
     def _times(self) -> EngineTimes:
         """Return what tells the times of sources, when the epoch is no number."""
@@ -268,6 +277,15 @@ class DockerfileBuild:
         )
         metadata = {key: value.decode() for key, value in found.metadata().items()}
         return BuildResult(metadata=metadata, warnings=tuple(self._keeper.warnings))
+
+
+def _policies(request: BuildRequest) -> SourcePolicies | None:
+    """Return the rules for sources, when the build has any. Raises: UsageError."""
+    if request.source_policy is None:
+        return None
+    from crossdock.llb.policy import SourcePolicies
+
+    return SourcePolicies([request.source_policy])
 
 
 def _layouts(inputs: Inputs) -> dict[str, Callable[[Digest], BinaryIO]]:

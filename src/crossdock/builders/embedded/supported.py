@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from crossdock.errors import NotSupported, UsageError
@@ -29,9 +28,6 @@ def check_supported(request: BuildRequest) -> None:
     for refusal in _refusals(request):
         summary = f"{refusal.flag} is not supported by the embedded builder yet: {refusal.why}"
         raise NotSupported(summary, hint="use a BuildKit builder for this build: --builder NAME")
-    if os.environ.get("EXPERIMENTAL_BUILDKIT_SOURCE_POLICY"):
-        summary = "EXPERIMENTAL_BUILDKIT_SOURCE_POLICY is set: the embedded builder evaluates no source policies yet"
-        raise NotSupported(summary, hint="unset it, or use a BuildKit builder: --builder NAME")
     for grant in request.allow:
         name = grant.partition("=")[0]
         if name not in _ENTITLEMENTS:

@@ -26,15 +26,17 @@ from crossdock.engine.solver import CacheMap, KeyHasher
 from crossdock.engine.sources.gitrun import Git, GitFailed, redact
 from crossdock.errors import SolveError
 from crossdock.llb.ops import SourceOp
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from crossdock.engine.ops.env import OpEnv
     from crossdock.engine.solver import OpContext, Result
     from crossdock.llb.graph import Node
 
-__all__ = ["GitSolverOp"]
+__all__ = ["GitFacts", "GitSolverOp"]
 
 _SHA = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?\Z")
 _HEX = re.compile(r"[0-9a-fA-F]+\Z")
@@ -55,10 +57,32 @@ _KNOWN = frozenset(
 )
 
 
+class GitFacts(NamedTuple):
+    """What a ref of a repository is, without a checkout."""
+
+    #: full name, or the commit itself
+    ref: str
+    #: the commit, or the annotated tag that leads to it
+    checksum: str
+    #: the commit behind an annotated tag; ``""`` when there is none
+    commit: str = ""
+    commit_object: bytes = b""
+    tag_object: bytes = b""
+
+
+class _Name(NamedTuple):
+    """What a remote says of a ref."""
+
+    commit: str
+    #: object of an annotated tag
+    tag: str = ""
+    ref: str = ""
+
+
 class GitSolverOp(BaseOp):
     """One ref of one repository."""
 
-    __slots__ = ("_attrs", "_commit", "_ref", "_remote", "_subdir")
+    __slots__ = ("_attrs", "_name", "_ref", "_remote", "_subdir")
 
     def __init__(self, node: Node, env: OpEnv) -> None:
         super().__init__(node, env)
@@ -77,7 +101,7 @@ class GitSolverOp(BaseOp):
         if self._remote.startswith("-") or self._ref.startswith("-"):
             msg = "remote and ref must not start with a dash"
             raise self._error(msg)
-        self._commit: str | None = None
+        self._name: _Name | None = None
 
     def cache_map(self, ctx: OpContext) -> CacheMap:
         """Key: the commit, and what is taken of it."""
@@ -97,30 +121,62 @@ class GitSolverOp(BaseOp):
         description = f"git checkout of {redact(self._remote)}"
         with ExitStack() as stack:
             git = self._git(stack, ctx)
-            bare = stack.enter_context(
-                store.mounts.use(
-                    lease,
-                    name=f"git:{redact(self._remote)}",
-                    sharing="locked",
-                    cancel=ctx.cancel,
-                    namespace="git",
-                )
-            )
+            bare = stack.enter_context(self._repository(ctx))
             self._fetch(git, bare, commit)
             layer = stack.enter_context(store.layers.new(lease, kind="source", description=description))
             self._checkout(git, bare, commit, layer.fs)
             return [Ref((layer.commit(),))]
 
+    def describe(self, ctx: OpContext, *, objects: bool) -> GitFacts:
+        """Say what the ref is; with ``objects`` fetch what it leads to, for whoever checks signatures.
+
+        Raises: SolveError; SandboxError without git; the token's cause.
+        """
+        self._resolve(ctx)
+        name = self._name or _Name("")
+        keep = self._flag("keepgitdir")
+        facts = GitFacts(name.ref or name.commit, name.tag or name.commit)
+        if name.tag and not keep:
+            facts = facts._replace(commit=name.commit)
+        if not objects:
+            return facts
+        with ExitStack() as stack:
+            git = self._git(stack, ctx)
+            bare = stack.enter_context(self._repository(ctx))
+            self._fetch(git, bare, name.commit)
+            at = git.at(bare)
+            try:
+                if name.tag:
+                    if not at.succeeds("cat-file", "-e", name.tag):
+                        at.run("fetch", "-q", "--depth=1", "--no-tags", "--", self._remote, name.ref)
+                    facts = facts._replace(
+                        commit=name.commit, tag_object=at.output("cat-file", "tag", name.tag)
+                    )
+                return facts._replace(commit_object=at.output("cat-file", "commit", name.commit))
+            except GitFailed as exc:
+                msg = f"failed to read {name.ref or name.commit}: {exc}"
+                raise self._error(msg) from exc
+
     # steps
 
-    def _resolve(self, ctx: OpContext) -> str:
-        if self._commit is None:
-            with ExitStack() as stack:
-                self._commit = self._ask(self._git(stack, ctx))
-            self.env.pins[self.vertex] = self._commit
-        return self._commit
+    def _repository(self, ctx: OpContext) -> AbstractContextManager[Path]:
+        """Return the bare repository in which the remote's objects are kept."""
+        return self.env.store.mounts.use(
+            self.env.lease,
+            name=f"git:{redact(self._remote)}",
+            sharing="locked",
+            cancel=ctx.cancel,
+            namespace="git",
+        )
 
-    def _ask(self, git: Git) -> str:
+    def _resolve(self, ctx: OpContext) -> str:
+        if self._name is None:
+            with ExitStack() as stack:
+                self._name = self._ask(self._git(stack, ctx))
+            self.env.pins[self.vertex] = self._name.commit
+        return self._name.commit
+
+    def _ask(self, git: Git) -> _Name:
         wanted = self._attrs.get("git.checksum", "").lower()
         if wanted and not _HEX.match(wanted):
             msg = f"invalid checksum {wanted}: expected a commit hash"
@@ -129,23 +185,26 @@ class GitSolverOp(BaseOp):
             if wanted and not self._ref.startswith(wanted):
                 msg = f"expected checksum to match {wanted}, got {self._ref}"
                 raise self._error(msg)
-            return self._ref
-        if self._flag("fetchbycommit") and _SHA.match(wanted):
-            return wanted
+            return _Name(self._ref)
+        if self._flag("fetchbycommit"):
+            if not _SHA.match(wanted):
+                msg = f"fetch-by-commit requires a full commit SHA checksum, got {wanted!r}"
+                raise self._error(msg)
+            return _Name(wanted, ref=self._ref)
         ref = self._ref or "HEAD"
         try:
-            listing = git.run("ls-remote", "--", self._remote, ref, f"{ref}^{{}}")
+            listing = git.run("ls-remote", "--symref", "--", self._remote, ref, f"{ref}^{{}}")
         except GitFailed as exc:
             msg = f"failed to fetch remote: {exc}"
             raise self._error(msg) from exc
-        commit, tag = _choose(listing, ref)
-        if not commit:
+        found = _choose(listing, ref)
+        if not found.commit:
             msg = f"repository does not contain ref {ref}"
             raise self._error(msg)
-        if wanted and not commit.startswith(wanted) and not tag.startswith(wanted):
-            msg = f"expected checksum to match {wanted}, got {commit}"
+        if wanted and not found.commit.startswith(wanted) and not found.tag.startswith(wanted):
+            msg = f"expected checksum to match {wanted}, got {found.commit}"
             raise self._error(msg)
-        return commit
+        return found
 
     def _fetch(self, git: Git, bare: Path, commit: str) -> None:
         at = git.at(bare)
@@ -266,15 +325,21 @@ class GitSolverOp(BaseOp):
         )
 
 
-def _choose(listing: str, ref: str) -> tuple[str, str]:
+def _choose(listing: str, ref: str) -> _Name:
     """Pick the commit a ref means from ``ls-remote`` output, and the tag object that led there."""
-    found = {name: sha for sha, _, name in (line.partition("\t") for line in listing.splitlines())}
+    pairs = [(name, sha) for sha, _, name in (line.partition("\t") for line in listing.splitlines())]
+    found = {name: sha for name, sha in pairs if not sha.startswith("ref: ")}
+    leads = {name: sha.removeprefix("ref: ") for name, sha in pairs if sha.startswith("ref: ")}
     head = f"refs/heads/{ref.removeprefix('refs/heads/')}"
     tag = f"refs/tags/{ref.removeprefix('refs/tags/')}"
-    for name in (head, f"{tag}^{{}}", tag, f"refs/{ref.removeprefix('refs/')}", ref):
+    if head in found:
+        return _Name(found[head], ref=head)
+    if f"{tag}^{{}}" in found:
+        return _Name(found[f"{tag}^{{}}"], found.get(tag, ""), tag)
+    for name in (tag, f"refs/{ref.removeprefix('refs/')}", ref):
         if name in found:
-            return found[name], found.get(tag, "")
-    return "", ""
+            return _Name(found[name], ref=leads.get(name, name))
+    return _Name("")
 
 
 def _drop_links(work: Path) -> None:

@@ -103,6 +103,10 @@ class Git:
         return True
 
     def run(self, *args: str) -> str:
+        """Run and return standard output as text. Raises: as :meth:`output`."""
+        return self.output(*args).decode(errors="replace")
+
+    def output(self, *args: str) -> bytes:
         """Run and return standard output.
 
         Raises: GitFailed; SandboxError when git is not installed; the token's cause.
@@ -125,7 +129,7 @@ class Git:
         if process.returncode != 0:
             reason = _reason(err.decode(errors="replace"))
             raise GitFailed(redact(reason) or f"git {args[0]} exited with {process.returncode}")
-        return out.decode(errors="replace")
+        return out
 
     def _environment(self) -> dict[str, str]:
         env = {name: os.environ[name] for name in _KEPT if name in os.environ}

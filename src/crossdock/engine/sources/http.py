@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from crossdock.llb.graph import Node
     from crossdock.registry.http1 import Response
 
-__all__ = ["HttpSolverOp"]
+__all__ = ["HttpFacts", "HttpSolverOp"]
 
 _KNOWN = frozenset(
     f"http.{name}"
@@ -54,7 +54,7 @@ _CHUNK = 1 << 20
 PAUSE_S = 0.3
 
 
-class _Fetched(NamedTuple):
+class HttpFacts(NamedTuple):
     """What is known of a URL's content."""
 
     digest: Digest
@@ -75,7 +75,7 @@ class HttpSolverOp(BaseOp):
             raise SolveError(summary, vertex=self.vertex)
         self._url = node.op.identifier
         self._attrs = node.op.attrs
-        self._fetched: _Fetched | None = None
+        self._fetched: HttpFacts | None = None
         for name in self._attrs:
             if name.startswith("http.sig."):
                 msg = "signatures of downloads cannot be verified by the embedded engine"
@@ -96,7 +96,7 @@ class HttpSolverOp(BaseOp):
         checksum, name = self._attrs.get("http.checksum", ""), self._attrs.get("http.filename", "")
         # With both the file will have this content or the build fails: nobody need be asked yet. Its time is unknown
         # then, and so not part of the key.
-        known = _Fetched(parse_digest(checksum), name, 0) if checksum and name else None
+        known = HttpFacts(parse_digest(checksum), name, 0) if checksum and name else None
         fetched = known or self._fetch(ctx)
         self.env.pins[self.vertex] = fetched.digest
         hasher = KeyHasher("http").text("digest", fetched.digest).text("name", fetched.filename)
@@ -122,14 +122,21 @@ class HttpSolverOp(BaseOp):
             os.utime(path, ns=(fetched.modified * 10**9,) * 2)
             return [Ref((layer.commit(),))]
 
+    def describe(self, ctx: OpContext, *, content: bool) -> HttpFacts:
+        """Say what the URL gives; with ``content`` it is in the store afterwards. Raises: SolveError, the token's cause."""
+        checksum = self._attrs.get("http.checksum", "")
+        if checksum and not content:
+            return HttpFacts(parse_digest(checksum), self._filename(""), 0)
+        return self._fetch(ctx)
+
     # fetching
 
-    def _fetch(self, ctx: OpContext) -> _Fetched:
+    def _fetch(self, ctx: OpContext) -> HttpFacts:
         if self._fetched is None:
             self._fetched = self._download(ctx)
         return self._fetched
 
-    def _download(self, ctx: OpContext) -> _Fetched:
+    def _download(self, ctx: OpContext) -> HttpFacts:
         from crossdock.engine.sources.web import FetchFailed, Web
 
         known = self._known()
@@ -138,7 +145,7 @@ class HttpSolverOp(BaseOp):
             headers["If-None-Match"] = etag
         elif known is not None and (date := known.get("last-modified")):
             headers["If-Modified-Since"] = date
-        found: list[_Fetched] = []
+        found: list[HttpFacts] = []
 
         def take(response: Response) -> None:
             if response.status == 304 and known is not None:
@@ -160,7 +167,7 @@ class HttpSolverOp(BaseOp):
             web.close()
         return found[0]
 
-    def _store(self, response: Response, ctx: OpContext) -> _Fetched:
+    def _store(self, response: Response, ctx: OpContext) -> HttpFacts:
         from crossdock.engine.sources.web import blocks
 
         content = self.env.store.content
@@ -191,10 +198,10 @@ class HttpSolverOp(BaseOp):
             msg = f"digest mismatch: the file is {digest}, expected {wanted}"
             raise self._error(msg)
 
-    def _fetched_from(self, known: Mapping[str, str]) -> _Fetched:
+    def _fetched_from(self, known: Mapping[str, str]) -> HttpFacts:
         self._verify(known["digest"])
         name = self._attrs.get("http.filename") or known["filename"]
-        return _Fetched(Digest(known["digest"]), name, _seconds(known.get("last-modified", "")))
+        return HttpFacts(Digest(known["digest"]), name, _seconds(known.get("last-modified", "")))
 
     def _known(self) -> dict[str, str] | None:
         """Return what is remembered of the URL, as long as its content is there."""
