@@ -389,6 +389,7 @@ class Engine:
             pins=self._shared.pins,
         )
 
+            pack=inputs.pack,
     def _view(self, ref: Ref, cancel: CancelToken, sink: EventSink | None) -> View:
         from crossdock.progress.events import NullSink
 

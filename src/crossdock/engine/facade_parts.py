@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from crossdock.image.digest import Digest
     from crossdock.image.platform import Platform
     from crossdock.llb.graph import Node as LlbNode
+    from crossdock.layers.compression import Compression
     from crossdock.progress.events import EventSink
     from crossdock.registry import RegistryClient
     from crossdock.secret import Secret
@@ -78,6 +79,8 @@ class EngineInfo(NamedTuple):
 
     platform: Platform
     worker: WorkerInfo | None
+    #: how the layers of results are packed, when they all become layers of images as they are
+    pack: Compression | None = None
     #: name and version of the OCI runtime
     runtime: str
     store: Path

@@ -171,6 +171,9 @@ def load_graph(
         slow = isinstance(node.op, SourceOp) and not node.op.identifier.startswith("local://")
         graph.specs.append(VertexSpec(vertex, op, inputs, own_nonce, slow and "@" not in _identifier(node)))
     graph.outputs = [(ids[output.node.digest], output.index) for output in outputs]
+    if env.pack is not None:
+        used = {edge.node.digest for node in graph.nodes.values() for edge in node.inputs}
+        env.only_packed = frozenset(output.node.digest for output in outputs).difference(used)
     return graph
 
 

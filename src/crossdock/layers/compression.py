@@ -32,6 +32,11 @@ class Compression(NamedTuple):
     #: recompress layers that already have a blob of another type
     force: bool = False
 
+    @property
+    def label(self) -> str:
+        """Type and level, e.g. ``gzip:default``: layers written with the same have the same bytes."""
+        return f"{self.type}:{'default' if self.level is None else self.level}"
+
     @classmethod
     def from_attrs(cls, attrs: Mapping[str, str]) -> Compression:
         """Read the three attributes; absent ones take their defaults.

@@ -16,7 +16,7 @@ import errno
 import os
 import stat
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from crossdock.errors import LayerError, StoreError
 from crossdock.layers.compression import Compression
@@ -26,13 +26,22 @@ from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from crossdock.cancel import CancelToken
     from crossdock.image.digest import DiffId, Digest
     from crossdock.layers.pipeline import ByteSink
 
-__all__ = ["OPAQUE_MARK", "WHITEOUT_PREFIX", "LayerResult", "capability_v2", "write_layer", "write_tree"]
+__all__ = [
+    "OPAQUE_MARK",
+    "WHITEOUT_PREFIX",
+    "Contents",
+    "LayerResult",
+    "capability_v2",
+    "write_layer",
+    "write_tree",
+]
 
 WHITEOUT_PREFIX = b".wh."
 OPAQUE_MARK = b".wh..wh..opq"
@@ -57,12 +66,25 @@ class LayerResult(NamedTuple):
     skipped: tuple[str, ...]
 
 
+class Contents(Protocol):
+    """Bytes of files that are empty in the directory, by inode."""
+
+    def size(self, inode: int) -> int | None:
+        """Return how many bytes the file has, ``None`` when its bytes are its own."""
+        ...
+
+    def open(self, inode: int) -> AbstractContextManager[int]:
+        """Open the bytes for the length of a block, whose end checks that they did not change meanwhile."""
+        ...
+
+
 def write_layer(
     root: Path,
     out: ByteSink,
     *,
     compression: Compression = _GZIP,
     clamp_ns: int | None = None,
+    contents: Contents | None = None,
     cancel: CancelToken,
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
@@ -70,13 +92,13 @@ def write_layer(
     """Write the overlay directory ``root`` as a layer blob to ``out``.
 
     One pass, each file read once; memory is bounded. ``clamp_ns``: later modification times become this
-    one. ``progress`` gets the uncompressed position now and then. Bytes do not depend on ``threads``.
+    one. ``contents``: where the bytes of files are that are not in ``root`` itself. ``progress`` gets the uncompressed position now and then. Bytes do not depend on ``threads``.
     Raises: LayerError naming what vanished, changed, or cannot be in a layer; StoreError, StoreFull
     when reading or writing fails; the token's cause.
     """
     try:
         with LayerSink(out, compression, cancel=cancel, threads=threads) as sink:
-            walker = _Walker(sink, clamp_ns, cancel, progress, overlay=True)
+            walker = _Walker(sink, clamp_ns, cancel, progress, overlay=True, contents=contents)
             walker.run(root, b"")
             sink.write(END)
             done = sink.finish()
@@ -153,6 +175,7 @@ class _Walker:
         *,
         overlay: bool,
         fixed_ns: int | None = None,
+        contents: Contents | None = None,
     ) -> None:
         self._sink = sink
         self._clamp_ns = clamp_ns
@@ -160,6 +183,7 @@ class _Walker:
         self._progress = progress
         self._overlay = overlay
         self._fixed_ns = fixed_ns
+        self._contents = contents
         self._links: dict[tuple[int, int], bytes] = {}
         self.entries = 0
         self.skipped: list[str] = []
@@ -259,19 +283,32 @@ class _Walker:
                 if self._overlay:
                     self._whiteout(_whiteout_name(path))
                 return
-            size = status.st_size
             records = self._xattrs(fd, names, path) if names else None
+            elsewhere = None if self._contents is None else self._contents.size(status.st_ino)
+            if elsewhere is not None:
+                self._header(path, b"0", status, size=elsewhere, records=records)
+                self._data_elsewhere(status.st_ino, elsewhere, path)
+                return
+            size = status.st_size
             self._header(path, b"0", status, size=size, records=records)
             if size:
-                got = self._sink.read_from(fd, size)
-                self._sink.write(bytes(padding(size)))
-                if got != size:
-                    _changed(path, size, got)
+                self._data(fd, size, path)
             after = os.fstat(fd)
             if after.st_size != size or after.st_mtime_ns != status.st_mtime_ns:
                 _changed(path, size, after.st_size)
         finally:
             os.close(fd)
+
+    def _data(self, fd: int, size: int, path: bytes) -> None:
+        got = self._sink.read_from(fd, size)
+        self._sink.write(bytes(padding(size)))
+        if got != size:
+            _changed(path, size, got)
+
+    def _data_elsewhere(self, inode: int, size: int, path: bytes) -> None:
+        if size and self._contents is not None:
+            with self._contents.open(inode) as fd:
+                self._data(fd, size, path)
 
     def _special(self, path: bytes, kind: int, status: os.stat_result) -> None:
         if kind == stat.S_IFSOCK:

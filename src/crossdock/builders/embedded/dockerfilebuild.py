@@ -8,7 +8,7 @@ from crossdock.builders.attributes import entitlements
 from crossdock.builders.embedded.attests import BuildAttests
 from crossdock.builders.embedded.caches import BuildCaches
 from crossdock.builders.embedded.explain import Explainer
-from crossdock.builders.embedded.outputs import build_result, plan_outputs, reproducible
+from crossdock.builders.embedded.outputs import build_result, packing, plan_outputs, reproducible
 from crossdock.builders.localpaths import LocalFiles
 from crossdock.builders.result import BuildResult
 from crossdock.builders.secrets import secret_reader
@@ -188,7 +188,7 @@ class DockerfileBuild:
     def _solve_and_export_once(
         self, results: Sequence[PlatformResult], specs: Sequence[ExporterSpec], options: ConvertOptions
     ) -> ExportResult | None:
-        inputs = self._solve_inputs()
+        inputs = self._solve_inputs()._replace(pack=packing(specs, results[0].epoch))
         outputs = [r.output for r in results]
         scans = self._attests.scans(results, self._name)
         keyed = self._attests.begin(self._caches.begin())

@@ -16,7 +16,7 @@ from crossdock.builds.attest.provenance import (
     predicate,
 )
 from crossdock.engine.exporters.attestation import Attestation, Subject
-from crossdock.engine.exporters.blobs import INTERNAL_ANNOTATION
+from crossdock.engine.store.layers import PACKED_ANNOTATION
 from crossdock.image.descriptor import Descriptor
 from crossdock.image.manifest import dump_json
 from crossdock.image.platform import local_platform
@@ -212,7 +212,7 @@ class BuildAttestations:
             if layer in found:
                 continue
             for blob in self._engine.store.layers.get(layer).blobs:
-                if INTERNAL_ANNOTATION not in blob.descriptor.annotations:
+                if PACKED_ANNOTATION not in blob.descriptor.annotations:
                     found[layer] = _plain(blob.descriptor)
                     break
         return found

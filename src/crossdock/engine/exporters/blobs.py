@@ -12,6 +12,7 @@ import json
 import threading
 from typing import TYPE_CHECKING, TypeVar
 
+from crossdock.engine.store.layers import PACKED_ANNOTATION
 from crossdock.errors import DigestMismatch
 from crossdock.image.descriptor import Descriptor
 from crossdock.image.digest import DiffId, Digest
@@ -27,10 +28,7 @@ if TYPE_CHECKING:
     from crossdock.engine.store import BlobWriter, LayerBlob, LayerId, LayerInfo
     from crossdock.layers.compression import Compression
 
-__all__ = ["INTERNAL_ANNOTATION", "LayerBlobs", "LayerPart"]
-
-#: marks blobs made here in the store: type and level they were made with
-INTERNAL_ANNOTATION = "io.crossdock.compression"
+__all__ = ["LayerBlobs", "LayerPart"]
 
 _T = TypeVar("_T")
 
@@ -66,11 +64,11 @@ class LayerBlobs:
         """
         if clamp_s is not None:
             return self._known_clamped(layer, compression, clamp_s)
-        wanted = _name(compression)
+        wanted = compression.label
         info = self.info(layer)
         for blob in info.blobs:
             if (
-                blob.descriptor.annotations.get(INTERNAL_ANNOTATION) == wanted
+                blob.descriptor.annotations.get(PACKED_ANNOTATION) == wanted
                 and (info.kind != "image" or compression.force)
                 and self._store.content.has(blob.descriptor.digest, self._context.lease)
             ):
@@ -99,12 +97,12 @@ class LayerBlobs:
             part = self.known(layer, compression, clamp_s=clamp_s)
             if part is not None:
                 return part
-            original = _original(self.info(layer))
-            if original is None or clamp_s is not None:
+            source = _original(self.info(layer)) or self._packed(layer)
+            if source is None or clamp_s is not None:
                 return self._write(layer, compression, clamp_s, report, cancel)
-            return self._convert(layer, original, compression, report, cancel)
+            return self._convert(layer, source, compression, report, cancel)
 
-        return self._once(f"{_name(compression)} {compression.force} {clamp_s} {layer}", make)
+        return self._once(f"{compression.label} {compression.force} {clamp_s} {layer}", make)
 
     def ensure_local(
         self, blob: Descriptor, repositories: Sequence[str], report: Report, cancel: CancelToken
@@ -134,6 +132,13 @@ class LayerBlobs:
             with self._lock:
                 self._done[key] = value
         return value
+
+    def _packed(self, layer: LayerId) -> LayerPart | None:
+        """Return a blob of a layer that was packed as it was made, and has no directory to write it from."""
+        info = self.info(layer)
+        stored = (b for b in info.blobs if self._store.content.has(b.descriptor.digest, self._context.lease))
+        found = None if info.has_directory else next(stored, None)
+        return None if found is None else _part(info, found)
 
     def _write(
         self,
@@ -204,7 +209,7 @@ class LayerBlobs:
 
     def _commit(self, out: BlobWriter, compression: Compression, digest: Digest, size: int) -> Descriptor:
         media_type = layer_type(compression.type, oci=True)
-        blob = Descriptor(media_type, digest, size, {INTERNAL_ANNOTATION: _name(compression)})
+        blob = Descriptor(media_type, digest, size, {PACKED_ANNOTATION: compression.label})
         out.commit(blob)
         return blob
 
@@ -216,15 +221,10 @@ def _part(info: LayerInfo, blob: LayerBlob) -> LayerPart | None:
 def _original(info: LayerInfo) -> LayerPart | None:
     """Return the blob that a layer came with."""
     for blob in info.blobs:
-        if INTERNAL_ANNOTATION not in blob.descriptor.annotations:
+        if PACKED_ANNOTATION not in blob.descriptor.annotations:
             return _part(info, blob)
     return None
 
 
 def _clamp_key(layer: LayerId, compression: Compression, clamp_s: int) -> str:
-    return f"clamped-layer {clamp_s} {_name(compression)} {layer}"
-
-
-def _name(compression: Compression) -> str:
-    level = "default" if compression.level is None else compression.level
-    return f"{compression.type}:{level}"
+    return f"clamped-layer {clamp_s} {compression.label} {layer}"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from crossdock.cancel import CancelToken
     from crossdock.engine.cache.select import Match
     from crossdock.engine.cache.view import Node, View
+    from crossdock.engine.ops.pack import DeferredContents
     from crossdock.engine.ops.upper import Upper
     from crossdock.llb.ops import FileActionCopy
 
@@ -39,6 +40,8 @@ _CHUNK = 64
 #: below this, read and write cost less than copy_file_range
 _SMALL = 1 << 17
 _BLOCK = 1 << 20
+#: copied inside the kernel at once: a cancelled copy ends after it
+_RANGE = 1 << 26
 #: copy_file_range between these file systems, or in this sandbox, is not possible
 _NO_RANGE = frozenset(
     {errno.ENOSYS, errno.EXDEV, errno.EPERM, errno.EIO, errno.EOPNOTSUPP, errno.EINVAL, errno.ETXTBSY}
@@ -62,6 +65,8 @@ class CopyOptions(NamedTuple):
     contents: bool = False
     #: a source path replaces what is there, whatever it is
     replace: bool = False
+    #: takes note of files whose bytes are left where they are, when there are many
+    defer: DeferredContents | None = None
 
 
 class _File(NamedTuple):
@@ -146,6 +151,7 @@ class Copier:
         #: (device, inode) of a file with several names -> where its first name went
         self._inodes: dict[tuple[int, int], str] = {}
         self._fresh: set[str] = set()
+        self._defer: DeferredContents | None = None
 
     def run(self, node: Node, path: str, *, overwrite: bool) -> None:
         """Copy ``node`` and what is below it to ``path``. Without ``overwrite`` an existing top directory keeps its attributes."""
@@ -175,12 +181,25 @@ class Copier:
 
     def finish(self) -> None:
         """Copy the files, then make hard links, then give directories their attributes, deepest first."""
+        self._choose_deferral()
         for_chunks(self._files, _CHUNK, self._copy_files, self._cancel)
         for first, link in self._links:
             real = self._target.real(f"{link.parent}/{link.name}" if link.parent else link.name)
             os.link(self._target.real(first), real, follow_symlinks=False)
         for directory in reversed(self._directories):
             self._finish_directory(directory)
+
+    def _choose_deferral(self) -> None:
+        """Leave the bytes of many or large files where they are, if allowed; then those of all that follow too.
+
+        An inode noted for a file that was replaced since may be that of a later one, which must not get its bytes.
+        """
+        defer = self._options.defer
+        if defer is not None:
+            from crossdock.engine.ops.pack import LEAST_BYTES
+
+            if defer or sum(file.node.st.st_size for file in self._files) >= LEAST_BYTES:
+                self._defer = defer
 
     def _directory(self, node: Node, path: str, there: Node | None, *, overwrite: bool) -> None:
         if there is None:
@@ -257,27 +276,33 @@ class Copier:
     def _copy_file(self, file: _File, parent: int) -> None:
         node, options = file.node, self._options
         st = node.st
+        target = os.open(file.name, _CREATE, 0o600, dir_fd=parent)
+        try:
+            if self._defer is None:
+                self._copy_contents(node, target)
+            else:
+                self._defer.note(os.fstat(target).st_ino, self._source, node)
+            self._target.chown(target, options.owner or Owner(node.uid, node.gid))
+            os.fchmod(target, options.mode(st.st_mode) if options.mode else st.st_mode & 0o7777)
+            xattrs = self._source.xattrs(node)
+            if xattrs:
+                set_xattrs(target, xattrs)
+            os.utime(target, ns=self._times(node))
+        finally:
+            os.close(target)
+
+    def _copy_contents(self, node: Node, target: int) -> None:
         source = self._source.open(node)
         try:
-            target = os.open(file.name, _CREATE, 0o600, dir_fd=parent)
-            try:
-                _copy_data(source, target, st.st_size)
-                if self._local is not None:
-                    self._local.unchanged(node, os.fstat(source))
-                self._target.chown(target, options.owner or Owner(node.uid, node.gid))
-                os.fchmod(target, options.mode(st.st_mode) if options.mode else st.st_mode & 0o7777)
-                xattrs = self._source.xattrs(node)
-                if xattrs:
-                    set_xattrs(target, xattrs)
-                os.utime(target, ns=self._times(node))
-            finally:
-                os.close(target)
+            _copy_data(source, target, node.st.st_size, self._cancel)
+            if self._local is not None:
+                self._local.unchanged(node, os.fstat(source))
         finally:
             os.close(source)
 
 
-def _copy_data(source: int, target: int, size: int) -> None:
-    if size >= _SMALL and _copy_range(source, target, size):
+def _copy_data(source: int, target: int, size: int, cancel: CancelToken) -> None:
+    if size >= _SMALL and _copy_range(source, target, size, cancel):
         return
     data = os.read(source, min(size + 1, _BLOCK))
     while data:
@@ -286,15 +311,16 @@ def _copy_data(source: int, target: int, size: int) -> None:
             written += os.write(target, data[written:])
         if len(data) == size:
             return
+        cancel.check()
         data = os.read(source, _BLOCK)
 
 
-def _copy_range(source: int, target: int, size: int) -> bool:
+def _copy_range(source: int, target: int, size: int, cancel: CancelToken) -> bool:
     """Copy inside the kernel, sharing blocks where the file system can; False when it cannot be done at all."""
     done = 0
     while done < size:
         try:
-            count = os.copy_file_range(source, target, min(size - done, 1 << 30))
+            count = os.copy_file_range(source, target, min(size - done, _RANGE))
         except OSError as exc:
             if done or exc.errno not in _NO_RANGE:
                 raise
@@ -303,6 +329,7 @@ def _copy_range(source: int, target: int, size: int) -> bool:
             # Some file systems say so for files whose size is not known beforehand.
             return done > 0
         done += count
+        cancel.check()
     return True
 
 

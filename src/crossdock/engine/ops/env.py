@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from crossdock.engine.store import LayerId, Lease, Store
     from crossdock.image.digest import Digest
     from crossdock.image.platform import Platform
+    from crossdock.layers.compression import Compression
     from crossdock.progress.events import EventSink
     from crossdock.secret import Secret
 
@@ -63,6 +64,7 @@ class OpEnv:
         hang_deadline_s: float | None = None,
         layouts: Mapping[str, Callable[[Digest], BinaryIO]] | None = None,
         pins: MutableMapping[str, str] | None = None,
+        pack: Compression | None = None,
     ) -> None:
         self.store = store
         self.lease = lease
@@ -84,6 +86,10 @@ class OpEnv:
         self.layouts = layouts or {}
         #: source vertex -> what it turned out to be: the digest of an image or file, a commit
         self.pins = pins if pins is not None else {}
+        #: how results are packed, where only images are made of them
+        self.pack = pack
+        #: vertices whose results no other vertex uses; set before ops run
+        self.only_packed: frozenset[str] = frozenset()
         # Guards _packed; one local tree is packed once.
         self._lock = threading.Lock()
         self._packed: dict[LocalTree, Ref] = {}

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from crossdock.engine.cache.select import Match
     from crossdock.engine.cache.view import View
     from crossdock.engine.ops.fileop import FileSolverOp, Plan, Step
+    from crossdock.engine.ops.pack import DeferredContents
     from crossdock.engine.solver import OpContext, Result
-    from crossdock.engine.store import NewLayer
+    from crossdock.engine.store import LayerId, NewLayer
     from crossdock.layers.decompress import ByteSource
     from crossdock.llb.ops import ChownOpt, FileActionKind
 
@@ -73,13 +74,28 @@ class FileActions:
         lowers = env.directories(base, self._op.vertex, self._ctx)
         description = self._op.node.name or "file operation"
         with env.store.layers.new(env.lease, kind="file", description=description) as layer:
-            work = _LayerWork(self, layer, lowers)
+            work = _LayerWork(self, layer, lowers, self._deferral(step))
             for number in step.actions:
                 self._ctx.cancel.check()
                 work.act(number, self._op.op.actions[number].action)
-            ref = Ref((*base.layers, layer.commit(size_bytes=work.size_bytes)))
+            ref = Ref((*base.layers, work.commit()))
         for number in step.actions:
             self._states[number] = ref
+
+    def _deferral(self, step: Step) -> DeferredContents | None:
+        """Return what may take note of large files to be packed from where they are.
+
+        Only where nothing but an image is made of the result, and nothing but copies makes it.
+        """
+        env = self._op.env
+        if env.pack is None or self._op.vertex not in env.only_packed or len(self._plan.steps) != 1:
+            return None
+        kinds = [self._op.op.actions[number].action for number in step.actions]
+        if not all(isinstance(kind, FileActionCopy) and not kind.attempt_unpack for kind in kinds):
+            return None
+        from crossdock.engine.ops.pack import DeferredContents
+
+        return DeferredContents()
 
     def _state(self, index: int) -> Result:
         if index < 0:
@@ -100,20 +116,31 @@ class FileActions:
 class _LayerWork:
     """The actions that go into one layer."""
 
-    def __init__(self, actions: FileActions, layer: NewLayer, lowers: Sequence[Path]) -> None:
+    def __init__(
+        self,
+        actions: FileActions,
+        layer: NewLayer,
+        lowers: Sequence[Path],
+        deferred: DeferredContents | None,
+    ) -> None:
         self._actions = actions
         self._op = actions._op
         self._ctx = actions._ctx
         self._layer = layer
         self._lowers = lowers
+        self._deferred = deferred
         self._upper = Upper(lowers, layer.fs, lenient_owner=self._op.env.lenient_owner)
         self._number = 0
         self._measured = True
 
-    @property
-    def size_bytes(self) -> int | None:
-        """Bytes on disk of the layer, where they were counted."""
-        return self._upper.size_bytes if self._measured else None
+    def commit(self) -> LayerId:
+        """Make the layer permanent."""
+        env = self._op.env
+        if self._deferred and env.pack is not None:
+            from crossdock.engine.ops.pack import pack
+
+            return pack(env.store, self._layer, self._deferred, env.pack, self._ctx.cancel)
+        return self._layer.commit(size_bytes=self._upper.size_bytes if self._measured else None)
 
     def act(self, number: int, action: FileActionKind) -> None:
         """Carry one action out."""
@@ -223,6 +250,7 @@ class _LayerWork:
             exclude=action.exclude_patterns,
             contents=action.dir_copy_contents,
             replace=action.always_replace_existing_dest_paths,
+            defer=self._deferred,
         )
 
         def unpack(match: Match, destination: str) -> bool:

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING
 
 from crossdock.engine.store.leases import BLOB, LAYER
 from crossdock.engine.store.locks import is_held
-from crossdock.engine.store.recovery import drop_directory, drop_layer_rows, file_matches, unfinished
+from crossdock.engine.store.recovery import (
+    LOST_LAYERS,
+    drop_directory,
+    drop_layer_rows,
+    file_matches,
+    unfinished,
+)
 from crossdock.engine.store.rim import rim
 from crossdock.record import NamedTuple
 
@@ -156,6 +162,9 @@ class _Checker:
             " AND NOT EXISTS(SELECT 1 FROM layer_blobs b WHERE b.layer_id = l.id)"
         ):
             text = "it has neither a directory nor a blob"
+            self._note("layer", layer_id, text, partial(self._drop_layer, layer_id))
+        for (layer_id,) in store.db.all(LOST_LAYERS):
+            text = "its blob is lost, and no registry is known to have it"
             self._note("layer", layer_id, text, partial(self._drop_layer, layer_id))
 
     def _lose(self, layer_id: str) -> None:

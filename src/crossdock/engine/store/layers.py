@@ -18,6 +18,7 @@ from crossdock.engine.store.leases import LAYER
 from crossdock.engine.store.locks import OncePerKey, hold
 from crossdock.engine.store.removal import tree_size
 from crossdock.engine.store.rim import rim
+from crossdock.engine.store.unfinished import note_unfinished
 from crossdock.errors import DigestMismatch, StoreError
 from crossdock.image.descriptor import Descriptor
 from crossdock.record import Record
@@ -36,7 +37,10 @@ if TYPE_CHECKING:
     from crossdock.engine.store.removal import Trash
     from crossdock.image.digest import DiffId
 
-__all__ = ["LayerBlob", "LayerInfo", "LayerStore", "NewLayer"]
+__all__ = ["PACKED_ANNOTATION", "LayerBlob", "LayerInfo", "LayerStore", "NewLayer"]
+
+#: marks blobs that were packed here: type and level they were made with; no manifest carries it
+PACKED_ANNOTATION = "io.crossdock.compression"
 
 #: mode of a layer's root directory, which is what a container sees as ``/`` when it is the topmost
 _ROOT_MODE = 0o755
@@ -102,6 +106,15 @@ class NewLayer:
         layer_id = self._store.commit(self, diff_id, size_bytes)
         self._done = True
         return layer_id
+
+    def commit_packed(self, diff_id: DiffId, blob: Descriptor) -> LayerId:
+        """Make the layer permanent as a blob of the content store, without its directory; return its id.
+
+        Raises: StoreFull, StoreError.
+        """
+        self._store.commit_packed(self, diff_id, blob)
+        self._done = True
+        return self.id
 
     def discard(self) -> None:
         """Throw the layer away; idempotent."""
@@ -171,6 +184,18 @@ class LayerStore:
             self.discard(layer)
             return known
         return layer.id
+
+    def commit_packed(self, layer: NewLayer, diff_id: DiffId, blob: Descriptor) -> None:
+        """Make a new layer permanent as a blob: NewLayer's last step."""
+        # First, so that there is no row yet of a layer that has files it should not have.
+        self.discard(layer)
+        now = time.time_ns()
+        hooks.point("store.layer:before_commit")
+        with rim("commit a layer"), self._removal.adding(), self._db.transaction() as tx:
+            values = (layer.id, layer.kind, layer.description, diff_id, 0, 0, now, now)
+            tx.execute(_INSERT, values)
+            _insert_blob(tx, layer.id, blob, compression_of(blob.media_type))
+        hooks.point("store.layer:after_commit")
 
     def discard(self, layer: NewLayer) -> None:
         """Throw a new layer away."""
@@ -323,6 +348,7 @@ class LayerStore:
         while True:
             layer_id = new_id()
             lease.add((LAYER + layer_id,))
+            note_unfinished(layer_id)
             home = self._layers / layer_id
             try:
                 home.mkdir(mode=0o700)
@@ -333,6 +359,7 @@ class LayerStore:
     def _fill(self, layer_id: LayerId, home: Path, fill: Callable[[Path], DiffId | None]) -> Path:
         expected = self._db.one("SELECT diff_id FROM layers WHERE id=?", (layer_id,))[0]
         directory, partial = home / "fs", home / "partial"
+        note_unfinished(layer_id)
         # Left by a process that died here; we hold the layer's lock.
         self._trash.delete(partial)
         self._trash.delete(directory)

@@ -19,8 +19,21 @@ if TYPE_CHECKING:
 
     from crossdock.engine.store.store import Store
 
-__all__ = ["drop_layer_rows", "file_matches", "recover_leases", "recover_power_cut", "unfinished"]
+__all__ = [
+    "LOST_LAYERS",
+    "drop_layer_rows",
+    "file_matches",
+    "recover_leases",
+    "recover_power_cut",
+    "unfinished",
+]
 
+#: selects layers that results are made of and whose bytes are nowhere
+LOST_LAYERS = (
+    "SELECT id FROM layers l WHERE has_directory=0 AND EXISTS(SELECT 1 FROM result_layers r WHERE r.layer_id=l.id)"
+    " AND NOT EXISTS(SELECT 1 FROM layer_blobs b WHERE b.layer_id=l.id AND"
+    " (EXISTS(SELECT 1 FROM blobs WHERE digest=b.digest) OR EXISTS(SELECT 1 FROM repositories WHERE digest=b.digest)))"
+)
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -101,6 +114,9 @@ def _distrust(store: Store) -> None:
         with store.db.transaction() as tx:
             drop_directory(tx, layer_id)
         store.trash.take(store.layout.layers / layer_id)
+    with store.db.transaction() as tx:
+        for (layer_id,) in tx.execute(LOST_LAYERS).fetchall():
+            drop_layer_rows(tx, layer_id)
 
 
 def drop_directory(tx: sqlite3.Connection, layer_id: str) -> None:
