@@ -236,12 +236,13 @@ class Engine:
         """
         from crossdock.engine.exporters import export
 
-        context = self._export_context(sink, cancel, epoch_s)
-        if inline is not None:
-            from crossdock.engine.remotecache.inlineexport import InlineCaches
+        with self._shared.writing(cancel) as token:
+            context = self._export_context(sink, token, epoch_s)
+            if inline is not None:
+                from crossdock.engine.remotecache.inlineexport import InlineCaches
 
-            context.inline = InlineCaches(self.store, self._shared.keys.lookup, inline, epoch_s=epoch_s)
-        return export(images, exporters, context=context, multi_platform=multi_platform)
+                context.inline = InlineCaches(self.store, self._shared.keys.lookup, inline, epoch_s=epoch_s)
+            return export(images, exporters, context=context, multi_platform=multi_platform)
 
     def _export_context(self, sink: EventSink, cancel: CancelToken, epoch_s: int | None) -> ExportContext:
         from crossdock.engine.exporters import ExportContext
@@ -284,7 +285,8 @@ class Engine:
         from crossdock.engine.facade_caches import solved
 
         build = solved(specs, keyed, results, requests, self._shared.keys.lookup)
-        return self._cached().export(specs, build, self._export_context(sink, cancel, epoch_s))
+        with self._shared.writing(cancel) as token:
+            return self._cached().export(specs, build, self._export_context(sink, token, epoch_s))
 
     def drop_failed_caches(self, sink: EventSink) -> bool:
         """Give up imported caches that lack what they list; false when there is none. Solve again after that."""

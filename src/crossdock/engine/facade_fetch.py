@@ -66,7 +66,8 @@ class Reach:
         ready = [path for path in known if path is not None]
         if len(ready) == len(known):
             return ready
-        return self._layers().directories(layers, self._context(vertex, sink, cancel))
+        with self._shared.writing(cancel) as token:
+            return self._layers().directories(layers, self._context(vertex, sink, token))
 
     def fetch(
         self,
@@ -77,12 +78,14 @@ class Reach:
         cancel: CancelToken,
     ) -> None:
         """Have a blob in the store, from one of the repositories when it is not there."""
-        self._layers().blobs(((blob, repositories),), self._context(vertex, sink, cancel))
+        with self._shared.writing(cancel) as token:
+            self._layers().blobs(((blob, repositories),), self._context(vertex, sink, token))
 
     def ensure(self, layers: Sequence[LayerId], sink: EventSink, cancel: CancelToken) -> None:
         """Have the bytes of layers. Raises: CacheError, RegistryError, StoreError and their kin."""
         missing = [layer for layer in layers if self._store.layers.directory(layer) is None]
-        self._layers().ensure(missing, self._context("", sink, cancel))
+        with self._shared.writing(cancel) as token:
+            self._layers().ensure(missing, self._context("", sink, token))
 
     def close(self) -> None:
         """Close idle connections; idempotent."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
+from crossdock.cancel import CancelToken
 from crossdock.engine.facade_keys import StoreKeyCache
 from crossdock.engine.solver import Scheduler
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from crossdock.engine.sources.blobsources import BlobSources
     from crossdock.engine.sources.local import LocalSources
     from crossdock.engine.store import Lease, Store
+    from crossdock.engine.store.watch import SpaceWatch
 
 __all__ = ["Shared", "single_id"]
 
@@ -39,7 +41,12 @@ class Shared:
         self._leases = ExitStack()
         self.lease: Lease = self._leases.enter_context(store.lease())
         self.keys = StoreKeyCache(store, self.lease, max_bytes=options.max_used_space)
-        self.scheduler = Scheduler(self.keys, parallelism=options.parallelism or max(8, 4 * _cpus()))
+        self._space = _watch(store, options.max_used_space)
+        self.scheduler = Scheduler(
+            self.keys,
+            parallelism=options.parallelism or max(8, 4 * _cpus()),
+            watching=nullcontext if self._space is None else self._space.writing,
+        )
         # Guards what follows.
         self._lock = threading.RLock()
         self._sandbox: Sandbox | None = None
@@ -50,6 +57,19 @@ class Shared:
         #: directories of solves that are over, which a step shared with another solve may still read
         self._retired: list[LocalSources] = []
         self._fresh: list[FreshRun] = []
+
+    @contextmanager
+    def writing(self, cancel: CancelToken) -> Iterator[CancelToken]:
+        """Yield the token of something that writes to the store: cancelled also when the store reaches its limit."""
+        if self._space is None:
+            yield cancel
+            return
+        token = CancelToken(cancel)
+        try:
+            with self._space.writing(token):
+                yield token
+        finally:
+            token.close()
 
     @contextmanager
     def solving(self, locals_: LocalSources) -> Iterator[None]:
@@ -147,6 +167,8 @@ class Shared:
 
     def _close_retired(self) -> None:
         with self._lock:
+            if self._space is not None:
+                self._space.close()
             retired, self._retired = self._retired, []
         for locals_ in retired:
             locals_.close()
@@ -160,6 +182,14 @@ def _worker() -> WorkerInfo:
     if found is None:
         summary = "steps can only run inside a worker namespace"
         raise SandboxError(summary, missing="worker namespace")
+def _watch(store: Store, max_bytes: int) -> SpaceWatch | None:
+    if not max_bytes:
+        return None
+    from crossdock.engine.store.watch import SpaceWatch
+
+    return SpaceWatch(store, max_bytes)
+
+
     return found
 
 

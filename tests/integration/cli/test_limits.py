@@ -13,7 +13,7 @@ from support.cli import PROGRAM
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from support.cli import Crossdock
+    from support.cli import Crossdock, Ran
     from support.servers import BaseImages
 
 pytestmark = pytest.mark.needs("userns", "overlay")
@@ -70,6 +70,69 @@ def test_a_build_that_alone_needs_more_says_so(crossdock: Crossdock, tmp_path: P
     )
     assert "more than the store may hold" in done.err
     assert used(crossdock) <= 1024 * 1024, "what the failed build left is removed"
+
+
+WRITE = "dd if=/dev/urandom of={} bs=1048576 count={} 2>/dev/null"
+
+
+def limited(crossdock: Crossdock, folder: Path, dockerfile: str, limit: str) -> Ran:
+    (folder / "Dockerfile").write_text(dockerfile)
+    return crossdock("build", "--progress", "plain", folder, env={"CROSSDOCK_MAX_USED_SPACE": limit})
+
+
+@pytest.mark.needs("base", "crun")
+@pytest.mark.parametrize("place", ["/x", "/cache/x"])
+def test_a_step_ends_as_soon_as_it_is_above_the_limit(
+    crossdock: Crossdock, base: BaseImages, tmp_path: Path, place: str
+) -> None:
+    """It would go on for a minute; what it wrote, and the store, are within the limit afterwards."""
+    run = f"RUN --mount=type=cache,target=/cache {WRITE.format(place, 60)} && sleep 60 && echo too late"
+    done = limited(crossdock, tmp_path, f"FROM {base.index}\n{run}\n", "40MB").failed(102)
+    assert "ERROR: the store has reached its limit of 41.94MB (max-used-space)" in done.err
+    assert done.err.count("max-used-space") <= 2, "of the step, and of the build"
+    assert "too late" not in done.err.replace(run, "")
+    assert "Traceback" not in done.err
+    assert used(crossdock) <= 40 * 1024 * 1024
+    assert "no problems found" in crossdock("store", "check").ok().out
+
+
+@pytest.mark.needs("base", "crun")
+def test_a_step_that_needs_room_gets_it_from_what_is_old(
+    crossdock: Crossdock, base: BaseImages, tmp_path: Path
+) -> None:
+    first = f"FROM {base.index}\nRUN {WRITE.format('/old', 25)}\n"
+    limited(crossdock, tmp_path, first, "45MB").ok()
+    second = f"FROM {base.index}\nRUN {WRITE.format('/new', 25)} && sleep 1\n"
+    limited(crossdock, tmp_path, second, "45MB").ok()
+    assert used(crossdock) <= 45 * 1024 * 1024
+
+
+@pytest.mark.needs("base", "crun")
+def test_the_rest_of_the_build_is_ended_with_the_step(
+    crossdock: Crossdock, base: BaseImages, tmp_path: Path
+) -> None:
+    text = f"""
+        FROM {base.index} AS quiet
+        RUN sleep 60 && touch /q
+        FROM {base.index} AS large
+        RUN {WRITE.format("/x", 60)} && sleep 60
+        FROM scratch
+        COPY --from=quiet /q /
+        COPY --from=large /x /
+    """
+    done = limited(crossdock, tmp_path, text, "40MB").failed(102)
+    failed = [line for line in done.err.splitlines() if "ERROR" in line and "limit" in line]
+    assert failed, done.err
+
+
+@pytest.mark.needs("base")
+def test_an_image_that_is_too_large_is_not_unpacked(
+    crossdock: Crossdock, base: BaseImages, tmp_path: Path
+) -> None:
+    """While it is being unpacked, or as soon as it is."""
+    done = limited(crossdock, tmp_path, f"FROM {base.index}\nRUN true\n", "1MB").failed(102)
+    assert "max-used-space" in done.err or "more than the store may hold" in done.err
+    assert used(crossdock) <= 1024 * 1024
 
 
 @pytest.mark.needs("base", "crun")

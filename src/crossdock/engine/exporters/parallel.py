@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextvars import copy_context
 from typing import TYPE_CHECKING, TypeVar
 
 from crossdock.cancel import CancelToken
@@ -50,7 +51,10 @@ def run_parallel(
                 results[number] = result
 
     count = len(todo)
-    threads = [threading.Thread(target=work, name="export", daemon=True) for _ in range(min(workers, count))]
+    threads = [
+        threading.Thread(target=copy_context().run, args=(work,), name="export", daemon=True)
+        for _ in range(min(workers, count))
+    ]
     try:
         for thread in threads:
             thread.start()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from contextlib import nullcontext
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -34,6 +35,7 @@ from crossdock.errors import Cancelled, InternalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from crossdock.engine.solver.model import Command, Event, KeyCache, KeyedVertex, Result, VertexSpec
     from crossdock.progress import events as progress
@@ -132,11 +134,19 @@ class _Pool:
 class Scheduler:
     """Solves graphs, several at once, sharing what they have in common.
 
-    ``parallelism`` limits ops at work. Close it: steps that were cancelled are waited for.
+    ``parallelism`` limits ops at work. What ``watching`` gives for an op's token is held while the op works; it may
+    cancel the token, whose cause is then the op's error. Close it: steps that were cancelled are waited for.
     """
 
-    def __init__(self, cache: KeyCache, *, parallelism: int) -> None:
+    def __init__(
+        self,
+        cache: KeyCache,
+        *,
+        parallelism: int,
+        watching: Callable[[CancelToken], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
         self._cache = cache
+        self._watching = watching
         self._state = SolverState()
         #: an ``Event`` of threading is set when all before it is handled; None ends the coordinator
         self._events: SimpleQueue[Event | threading.Event | None] = SimpleQueue()
@@ -346,16 +356,20 @@ class Scheduler:
     def _execute(self, command: Execute, ctx: OpContext) -> Event:
         key = command.key
         if key is None:
-            return RunDone(command.token, tuple(command.op.execute(command.inputs, ctx)))
+            return RunDone(command.token, self._run(command, ctx))
         with self._cache.exclusive(key, ctx.cancel):
             found = self._cache.lookup(key)
             # Under another canonical key it would be a result that our users are not keyed by.
             results = found.results if found is not None and found.canonical == key else None
             cached = results is not None
             if results is None:
-                results = tuple(command.op.execute(command.inputs, ctx))
+                results = self._run(command, ctx)
                 ctx.cancel.check()
                 self._cache.save(key, results, vertex=command.vertex)
             for alias in command.aliases:
                 self._cache.link(alias, key)
         return RunDone(command.token, results, cached)
+
+    def _run(self, command: Execute, ctx: OpContext) -> tuple[Result, ...]:
+        with self._watching(ctx.cancel):
+            return tuple(command.op.execute(command.inputs, ctx))

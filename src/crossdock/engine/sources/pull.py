@@ -301,6 +301,7 @@ def _all_at_once(tasks: Sequence[Callable[[PullContext], None]], context: PullCo
         tasks[0](context)
         return
     from concurrent.futures import ThreadPoolExecutor
+    from contextvars import copy_context
 
     token = CancelToken(context.cancel)
     inner = context._replace(cancel=token)
@@ -318,7 +319,7 @@ def _all_at_once(tasks: Sequence[Callable[[PullContext], None]], context: PullCo
     try:
         with ThreadPoolExecutor(min(_AT_ONCE, len(tasks)), thread_name_prefix="pull") as pool:
             for task in tasks:
-                pool.submit(run, task)
+                pool.submit(copy_context().run, run, task)
     finally:
         token.close()
     if first:

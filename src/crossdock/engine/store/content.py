@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 from crossdock.engine.store import hooks
 from crossdock.engine.store.leases import BLOB
 from crossdock.engine.store.rim import rim
+from crossdock.engine.store.unfinished import note_unfinished
 from crossdock.errors import DigestMismatch, StoreError
 from crossdock.image.digest import Digest, digest_hex, parse_digest
 
@@ -120,6 +121,7 @@ class ContentStore:
         Raises: StoreFull, StoreError.
         """
         path = self._layout.ingest / f"{lease.id}.{lease.number()}"
+        note_unfinished(path.name)
         with rim("write a blob"):
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         return BlobWriter(self, path, fd, lease, hashing=hashing)

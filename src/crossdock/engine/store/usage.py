@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from crossdock.engine.store.records import RecordType
     from crossdock.engine.store.store import Store
 
-__all__ = ["STAT_CACHES", "UsageRecord", "collect", "total_size"]
+__all__ = ["STAT_CACHES", "UsageRecord", "collect", "measure_mounts", "total_size"]
 
 #: id of the record that stands for all stat caches
 STAT_CACHES = "stat-caches"
@@ -65,7 +65,7 @@ def collect(store: Store) -> list[UsageRecord]:
 
     Raises: StoreError.
     """
-    sizes = _measure_mounts(store)
+    sizes = measure_mounts(store)
     live = store.leases.live_names()
     images = _image_names(store)
     with store.db.snapshot():
@@ -217,7 +217,7 @@ def _image_names(store: Store) -> dict[str, str]:
     return dict(store.db.all("SELECT digest, name FROM image_blobs"))
 
 
-def _measure_mounts(store: Store) -> dict[str, int]:
+def measure_mounts(store: Store) -> dict[str, int]:
     """Measure the cache mounts used since they were last measured, those in use again and again; returns their sizes."""
     now = time.time_ns()
     sizes = {}
