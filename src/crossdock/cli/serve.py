@@ -42,11 +42,9 @@ _NOTED = (
     ("oci-worker", "string"),
     ("oci-worker-snapshotter", "string"),
     ("oci-worker-proxy-snapshotter-path", "string"),
-    ("oci-worker-net", "string"),
     ("oci-cni-config-path", "string"),
     ("oci-cni-binary-dir", "string"),
     ("oci-cni-pool-size", "string"),
-    ("oci-worker-binary", "string"),
     ("oci-worker-apparmor-profile", "string"),
     ("oci-worker-selinux", "bool"),
     ("oci-worker-rootless", "bool"),
@@ -74,8 +72,11 @@ def _noted_flags(function: Callable[..., Any]) -> Callable[..., Any]:
 @flag("--oci-worker-labels", kind="stringArray", help="Label of the worker (com.example.key=value)")
 @flag("--oci-worker-platform", kind="strings", help="Platform to announce instead of those found")
 @flag("--oci-max-parallelism", help="Steps at work at once (0 or num-cpu: by the machine)")
+@flag("--oci-worker-net", help="Network of steps that ask for none: host, or bridge for one of their own")
+@flag("--oci-worker-binary", help="OCI runtime, by name or path")
+@flag("--step-deadline", help="Time without output and CPU use that ends an emulated step, e.g. 10m")
 @flag("--oci-worker-gc", kind="bool", default="true", help="Collect garbage", expose_value=True)
-@flag("--oci-worker-gc-keepstorage", help="Bytes, or megabytes without a unit, that the cache may keep")
+@flag("--oci-worker-gc-keepstorage", help="Megabytes that the cache may keep: RESERVED[,FREE[,MAXIMUM]]")
 @flag("--log-format", help="text or json")
 @flag("--log-level", help="debug, info, warn or error")
 @_noted_flags

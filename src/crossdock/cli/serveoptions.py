@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 from crossdock.engine.store.layout import default_root
 from crossdock.errors import ConfigError, UsageError
 from crossdock.image.platform import parse_platforms
-from crossdock.server.config import Config, parse_size, read_config
+from crossdock.server.config import NETWORKS, Config, bounded_policies, read_config
+from crossdock.server.configvalues import parse_duration, parse_storage
 from crossdock.server.listen import ServerTls, parse_address
-from crossdock.server.options import ServerOptions
+from crossdock.server.options import FrontendRules, ServerOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["default_address", "logging_of", "serve_options"]
 
 _ENTITLEMENTS = frozenset(["network.host", "security.insecure"])
-_MEGABYTE = 1_000_000
 _LEVELS = {
     "trace": logging.DEBUG,
     "debug": logging.DEBUG,
@@ -54,6 +54,7 @@ def serve_options(
         addresses=tuple(parse_address(a) for a in addresses),
         root=root,
         tls=_tls(flags, found),
+        uid=found.uid,
         gid=_gid(flags["group"]) if flags["group"] else found.gid,
         entitlements=_entitlements((*found.entitlements, *flags["allow_insecure_entitlement"])),
         labels={**found.labels, **_labels(flags["oci_worker_labels"])},
@@ -61,6 +62,13 @@ def serve_options(
         parallelism=_parallelism(flags["oci_max_parallelism"]) or found.parallelism,
         policies=_policies(flags, found),
         registries=found.registries,
+        network=_network(flags["oci_worker_net"]) or found.network or "host",
+        dns=found.dns,
+        cgroup_parent=found.cgroup_parent,
+        runtime=flags["oci_worker_binary"] or found.runtime,
+        hang_deadline_s=_deadline(flags["step_deadline"]),
+        platforms_age_s=found.platforms_age_s,
+        frontends=FrontendRules(disabled=found.disabled_frontends, repositories=found.frontend_repositories),
         history_entries=50 if found.history_entries is None else found.history_entries,
         history_age_s=48 * 3600 if found.history_age_s is None else found.history_age_s,
         log_level="debug" if debug or found.debug else flags["log_level"] or found.log_level or "info",
@@ -146,18 +154,35 @@ def _parallelism(text: str | None) -> int:
 def _policies(flags: Mapping[str, Any], found: Config) -> tuple[GCPolicy, ...] | None:
     if not flags["oci_worker_gc"]:
         return ()
+    if found.policies == ():
+        return ()
     keep = flags["oci_worker_gc_keepstorage"]
     if not keep:
         return found.policies
-    from crossdock.engine.store.gc import GCPolicy
-
     try:
-        # buildkitd reads a bare number as megabytes.
-        size = int(keep) * _MEGABYTE if keep.isdecimal() else parse_size(keep, 0)
+        return bounded_policies(parse_storage(keep))
     except ValueError as exc:
         summary = f"--oci-worker-gc-keepstorage: {exc}"
         raise UsageError(summary) from exc
-    return (GCPolicy(all=True, max_used_space=size),)
+
+
+def _network(text: str | None) -> str:
+    """Return what a network of buildkitd's is here; ``""`` when none is named. Raises: UsageError."""
+    text = text or os.environ.get("CROSSDOCK_NETWORK", "")
+    if text not in NETWORKS:
+        summary = f"invalid network {text!r}"
+        raise UsageError(summary, hint=f"networks: {', '.join(filter(None, NETWORKS))}")
+    return NETWORKS[text]
+
+
+def _deadline(text: str | None) -> float | None:
+    """Return the seconds of --step-deadline; ``None`` for none. Raises: UsageError."""
+    text = text or os.environ.get("CROSSDOCK_STEP_DEADLINE", "")
+    try:
+        return (parse_duration(text) or None) if text else None
+    except ValueError as exc:
+        summary = f"--step-deadline: {exc}"
+        raise UsageError(summary) from exc
 
 
 def logging_of(options: ServerOptions) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from crossdock.engine.cache.select import Selector
     from crossdock.engine.cache.view import View
     from crossdock.engine.facade import Engine
+    from crossdock.engine.sandbox.etcfiles import Dns
     from crossdock.engine.sandbox.worker import WorkerInfo
     from crossdock.engine.solver import KeyedVertex
     from crossdock.engine.sources.local import FetchLocal
@@ -55,6 +56,12 @@ class EngineOptions(NamedTuple):
     hang_deadline_s: float | None = None
     #: what steps get that ask for no network in particular: ``host``, or ``isolated``
     network: str = "host"
+    #: name or path of the OCI runtime; ``""`` finds one
+    runtime: str = ""
+    #: resolver of steps in place of the machine's
+    dns: Dns | None = None
+    #: control group of steps that ask for none
+    cgroup_parent: str = ""
 
 
 class SolveInputs(NamedTuple):

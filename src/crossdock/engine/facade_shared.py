@@ -37,7 +37,7 @@ class Shared:
 
     def __init__(self, options: EngineOptions, store: Store) -> None:
         self._store = store
-        self._network = options.network
+        self._options = options
         self._leases = ExitStack()
         self.lease: Lease = self._leases.enter_context(store.lease())
         self.keys = StoreKeyCache(store, self.lease, max_bytes=options.max_used_space)
@@ -118,11 +118,19 @@ class Shared:
         """Return the one sandbox; made at the first use."""
         with self._lock:
             if self._sandbox is None:
+                from crossdock.engine.sandbox.runtime import find_runtime
                 from crossdock.engine.sandbox.sandbox import Sandbox
 
                 cache = self._store.root / "sandbox"
                 cache.mkdir(mode=0o700, exist_ok=True)
-                self._sandbox = Sandbox(_worker(), cache_dir=cache, network=self._network)
+                self._sandbox = Sandbox(
+                    _worker(),
+                    runtime=find_runtime(self._options.runtime) if self._options.runtime else None,
+                    cache_dir=cache,
+                    network=self._options.network,
+                    dns=self._options.dns,
+                    cgroup_parent=self._options.cgroup_parent,
+                )
             return self._sandbox
 
     def imported(self) -> ImportedCaches:

@@ -65,7 +65,7 @@ class Control:
                 job.log.finish()
                 daemon.history.end(job, record, response, error)
                 daemon.jobs.remove(job)
-                daemon.collect_garbage_soon()
+                daemon.housekeeper.built((time.time_ns() - job.created_ns) / 1e9)
             return control_pb2.SolveResponse(ExporterResponse=response)
 
     def _job(self, request: control_pb2.SolveRequest) -> Job:
@@ -86,6 +86,7 @@ class Control:
             allow=frozenset(request.Entitlements),
             request=request,
         )
+        job.frontends = daemon.frontends
         job.bridge = lambda answer, inputs: daemon.bridge(job, answer, inputs)
         return job
 

@@ -13,14 +13,13 @@ import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from crossdock.cancel import CancelToken
 from crossdock.engine.facade import Engine, EngineOptions
 from crossdock.engine.store.gc import default_policies
-from crossdock.errors import CrossdockError
 from crossdock.registry.config import RegistryConfig
 from crossdock.server import content, control, gateway, health
 from crossdock.server.gateway import Containers, LLBBridge, build_id
 from crossdock.server.history import History, HistoryLimits
+from crossdock.server.housekeeping import Housekeeper
 from crossdock.server.jobs import Jobs
 from crossdock.server.listen import Listeners
 from crossdock.server.sessions import SessionManager
@@ -39,9 +38,6 @@ __all__ = ["Daemon", "serve"]
 
 _log = logging.getLogger("crossdock.server")
 
-#: seconds after a build until rubbish is looked for, and at least between two looks
-_GC_AFTER_S = 1.0
-_GC_EVERY_S = 60.0
 #: seconds in which cancelled builds must end
 _STOP_S = 20.0
 
@@ -66,14 +62,12 @@ class Daemon:
             labels=options.labels,
             platforms=options.platforms,
             policies=policies,
-            network="host",
+            network=options.network,
+            max_age_s=options.platforms_age_s,
         )
-        self._collector = _Collector(engine, self.worker)
-
-    def collect_garbage_soon(self) -> None:
-        """Have the store kept within its limits, some time after a build."""
-        if self.worker.policies:
-            self._collector.wake()
+        self.frontends = options.frontends
+        self.housekeeper = Housekeeper(engine.store, policies)
+        self.housekeeper.start()
 
     def find_job(self, call: ServerCall) -> Job:
         """Return the build that a gateway call names. Raises: Missing, UsageError."""
@@ -101,44 +95,7 @@ class Daemon:
             _log.warning("a cancelled build has not ended in time")
         self.history.close()
         self.sessions.close()
-        self._collector.close()
-
-
-class _Collector:
-    """Applies the rules in a thread of its own, not too often."""
-
-    def __init__(self, engine: Engine, worker: Worker) -> None:
-        self._engine = engine
-        self._worker = worker
-        self._wanted = threading.Event()
-        self._cancel = CancelToken()
-        self._thread: threading.Thread | None = None
-        # Guards _thread.
-        self._lock = threading.Lock()
-
-    def wake(self) -> None:
-        self._wanted.set()
-        with self._lock:
-            if self._thread is None and not self._cancel.cancelled:
-                self._thread = threading.Thread(target=self._run, name="gc", daemon=True)
-                self._thread.start()
-
-    def close(self) -> None:
-        self._cancel.cancel()
-        self._wanted.set()
-
-    def _run(self) -> None:
-        while not self._cancel.cancelled:
-            self._wanted.wait()
-            if self._cancel.wait(_GC_AFTER_S):
-                return
-            self._wanted.clear()
-            try:
-                self._engine.store.gc(self._worker.policies, cancel=self._cancel)
-            except CrossdockError as exc:
-                _log.warning("garbage collection: %s", exc)
-            if self._cancel.wait(_GC_EVERY_S):
-                return
+        self.housekeeper.close()
 
 
 def serve(options: ServerOptions, passed: Mapping[str, Sequence[int]]) -> int:
@@ -156,10 +113,8 @@ def serve(options: ServerOptions, passed: Mapping[str, Sequence[int]]) -> int:
         stack.callback(listeners.disconnect)
         stack.callback(listeners.close)
         # First: whoever connects while the store is opened waits.
-        listeners.open(options.addresses, tls=options.tls, gid=options.gid, passed=passed)
-        engine = stack.enter_context(
-            Engine.open(EngineOptions(options.root, parallelism=options.parallelism))
-        )
+        listeners.open(options.addresses, tls=options.tls, owner=(options.uid, options.gid), passed=passed)
+        engine = stack.enter_context(Engine.open(_engine_options(options)))
         daemon = Daemon(options, engine)
         stack.callback(daemon.close)
         listeners.serve(daemon.handlers())
@@ -171,6 +126,18 @@ def serve(options: ServerOptions, passed: Mapping[str, Sequence[int]]) -> int:
         notify("STOPPING=1")
         listeners.close()
     return 0
+
+
+def _engine_options(options: ServerOptions) -> EngineOptions:
+    return EngineOptions(
+        options.root,
+        parallelism=options.parallelism,
+        hang_deadline_s=options.hang_deadline_s,
+        network=options.network,
+        runtime=options.runtime,
+        dns=options.dns,
+        cgroup_parent=options.cgroup_parent,
+    )
 
 
 def notify(state: str) -> None:

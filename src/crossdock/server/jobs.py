@@ -29,6 +29,7 @@ from crossdock.server.containers import JobContainers
 from crossdock.server.failures import Missing
 from crossdock.server.locals import ClientDirectories
 from crossdock.server.policies import job_policies
+from crossdock.server.options import FrontendRules
 from crossdock.server.sessions import SessionLost
 from crossdock.server.statuslog import StatusLog
 
@@ -97,6 +98,8 @@ class Job:
         self.answer = Answer()
         #: makes what a frontend in a container may ask for; set by whoever serves the gateway
         self.bridge: Callable[[Answer, Mapping[str, ops_pb2.Definition]], Mapping[str, Handler]] | None = None
+        #: what frontends it may use
+        self.frontends = FrontendRules()
         self.containers = JobContainers()
         self._stack.callback(self.containers.close)
         #: for provenance

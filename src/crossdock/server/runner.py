@@ -123,6 +123,7 @@ def solve_request(
     if frontend not in ("gateway.v0", "dockerfile.v0"):
         summary = f"invalid frontend: {frontend}"
         raise UsageError(summary, hint="this server has dockerfile.v0 and gateway.v0")
+    job.frontends.check(frontend, attrs.get("source", "") if frontend == "gateway.v0" else "")
     job.asked.frontend, job.asked.attrs = frontend, dict(attrs)
     job.caches.load(imports_of_attrs(attrs))
     source = attrs.get("source", "")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from crossdock._version import __version__
@@ -41,7 +42,7 @@ def version_message() -> worker_pb2.BuildkitVersion:
 
 
 class Worker:
-    """The one worker; platforms are probed when somebody first asks."""
+    """The one worker; platforms are probed when somebody first asks. Safe from any thread."""
 
     def __init__(
         self,
@@ -51,25 +52,32 @@ class Worker:
         platforms: Sequence[Platform],
         policies: Sequence[GCPolicy],
         network: str,
+        max_age_s: float | None = None,
     ) -> None:
+        """``max_age_s``: seconds after which the machine is looked at again; ``None`` never."""
         self._engine = engine
         self._labels = dict(labels)
         self._chosen = tuple(platforms)
         self.policies = tuple(policies)
         self._network = network
+        self._max_age_s = max_age_s
         self.id = _worker_id(engine)
-        # Guards _platforms.
+        # Guards _platforms and _found_at; held while platforms are probed, once.
         self._lock = threading.Lock()
         self._platforms: tuple[Platform, ...] | None = None
+        self._found_at = 0.0
 
     def platforms(self) -> tuple[Platform, ...]:
         """Return the platforms that steps can run on, the machine's own first. Raises: SandboxError."""
         if self._chosen:
             return self._chosen
         with self._lock:
-            if self._platforms is None:
+            now = time.monotonic()
+            stale = self._max_age_s is not None and now - self._found_at > self._max_age_s
+            if self._platforms is None or stale:
                 offers = offered_platforms(self._engine.sandbox().emulator, verify=True)
                 self._platforms = tuple(offer.platform for offer in offers if not offer.problem)
+                self._found_at = now
             return self._platforms
 
     def record(self) -> worker_pb2.WorkerRecord:

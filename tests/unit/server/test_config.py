@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crossdock.errors import ConfigError
-from crossdock.server.config import Config, parse_duration, parse_size, read_config
+from crossdock.server.config import Config, read_config
+from crossdock.server.configvalues import parse_duration, parse_size, parse_storage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,6 +63,148 @@ insecure-entitlements = ["network.host", "security.insecure"]
 """
 
 
+#: every key that buildkitd reads
+EVERYTHING = """\
+debug = true
+trace = true
+root = "/r"
+insecure-entitlements = ["network.host"]
+proxyNetwork = true
+provenanceEnvDir = "/p"
+[log]
+format = "text"
+level = "warn"
+[grpc]
+address = ["unix:///s"]
+debugAddress = "127.0.0.1:1"
+uid = 3
+gid = 4
+securityDescriptor = "x"
+[grpc.tls]
+cert = "c"
+key = "k"
+ca = "a"
+[otel]
+socketPath = "/o"
+[cdi]
+disabled = true
+specDirs = ["/cdi"]
+autoAllowed = ["a/b"]
+[dns]
+nameservers = ["1.1.1.1"]
+options = ["edns0"]
+searchDomains = ["a.example"]
+[history]
+maxAge = "1h"
+maxEntries = 3
+[worker.oci]
+enabled = true
+labels = { a = "b" }
+platforms = ["linux/amd64"]
+snapshotter = "auto"
+rootless = false
+noProcessSandbox = false
+userRemapUnsupported = ""
+binary = "runc"
+proxySnapshotterPath = ""
+defaultCgroupParent = "builds"
+apparmor-profile = ""
+selinux = false
+max-parallelism = 4
+gc = true
+gckeepstorage = "1GB"
+reservedSpace = "1GB"
+maxUsedSpace = "10GB"
+minFreeSpace = "5%"
+networkMode = "cni"
+cniConfigPath = "/cni"
+cniBinaryPath = "/bin"
+cniPoolSize = 2
+bridgeName = "b"
+bridgeSubnet = "10.0.0.0/8"
+[worker.oci.stargzSnapshotter]
+noprefetch = true
+[[worker.oci.gcpolicy]]
+all = true
+filters = ["type==regular"]
+keepDuration = "48h"
+keepBytes = "1GB"
+reservedSpace = 1
+maxUsedSpace = 2
+minFreeSpace = 3
+[worker.containerd]
+address = "/c"
+enabled = false
+labels = { a = "b" }
+platforms = ["linux/amd64"]
+namespace = "n"
+snapshotter = "auto"
+rootless = false
+apparmor-profile = ""
+selinux = false
+max-parallelism = 4
+defaultCgroupParent = ""
+gc = true
+reservedSpace = 1
+networkMode = "auto"
+cniConfigPath = ""
+cniBinaryPath = ""
+cniPoolSize = 0
+bridgeName = ""
+bridgeSubnet = ""
+[worker.containerd.runtime]
+name = "runc"
+[[worker.containerd.gcpolicy]]
+all = true
+[registry."docker.io"]
+mirrors = ["m"]
+http = true
+insecure = true
+ca = ["c"]
+tlsconfigdir = ["d"]
+[[registry."docker.io".keypair]]
+key = "k"
+cert = "c"
+[frontend."dockerfile.v0"]
+enabled = false
+[frontend."gateway.v0"]
+enabled = true
+allowedRepositories = ["docker/dockerfile"]
+[system]
+platformsCacheMaxAge = "1h"
+maxRegistryConcurrency = 8
+[cache.gha.sign]
+command = ["x"]
+"""
+NOTED_OF_OCI = (
+    *("snapshotter", "rootless", "noProcessSandbox", "userRemapUnsupported", "proxySnapshotterPath"),
+    *(
+        "apparmor-profile",
+        "selinux",
+        "cniConfigPath",
+        "cniBinaryPath",
+        "cniPoolSize",
+        "bridgeName",
+        "bridgeSubnet",
+    ),
+    "stargzSnapshotter",
+)
+NOTED_OF_CONTAINERD = (
+    *(
+        "address",
+        "labels",
+        "platforms",
+        "namespace",
+        "snapshotter",
+        "rootless",
+        "apparmor-profile",
+        "selinux",
+    ),
+    *("max-parallelism", "defaultCgroupParent", "gc", "networkMode", "cniConfigPath", "cniBinaryPath"),
+    *("cniPoolSize", "bridgeName", "bridgeSubnet", "runtime", "gcpolicy"),
+)
+
+
 def read(tmp_path: Path, text: str) -> Config:
     path = tmp_path / "buildkitd.toml"
     path.write_text(text)
@@ -84,7 +227,7 @@ def test_a_full_file_is_read(tmp_path: Path) -> None:
     assert config.policies is not None
     first, second = config.policies
     assert (first.reserved_space, first.keep_duration_s, first.filters) == (
-        512_000_000,
+        512 << 20,
         172800.0,
         ("type==source.local",),
     )
@@ -113,6 +256,13 @@ def test_what_has_no_effect_is_noted_with_its_line(tmp_path: Path) -> None:
         ('[[worker.oci.gcpolicy]]\nkeepDuration = "later"', "2: worker.oci.gcpolicy.keepDuration", "invalid duration"),
         ('[registry."a.b"]\nmirrors = 1', "2: registry.a.b.mirrors", "expected a list"),
         ('[registry."a.b"]\n[[registry."a.b".keypair]]\nkey = "x"', "registry.a.b.keypair", "key and cert"),
+        ('[worker.oci]\nnetworkMode = "cloud"', "2: worker.oci.networkMode", "expected auto, host"),
+        ('[worker.oci]\ncniPoolSize = "x"', "2: worker.oci.cniPoolSize", "expected a number"),
+        ('[worker.oci]\ngcpolicy = [1]', "2: worker.oci.gcpolicy", "expected a table"),
+        ('[[worker.oci.gcpolicy]]\nfilters = ["a=>b"]', "2: worker.oci.gcpolicy.filters", "filter"),
+        ('[dns]\nnameservers = ["one"]', "2: dns.nameservers", "one"),
+        ('[history]\nmaxEntries = -1', "2: history.maxEntries", "0 or more"),
+        ('[system]\nplatformsCacheMaxAge = "old"', "2: system.platformsCacheMaxAge", "invalid duration"),
         ('[log]\nlevel = "loud"', "2: log.level", "unknown level"),
     ],
 )  # fmt: skip
@@ -123,6 +273,72 @@ def test_a_wrong_value_is_named_with_file_line_and_key(
         read(tmp_path, text)
     assert f"buildkitd.toml:{where}" in str(caught.value) or where in str(caught.value)
     assert why in str(caught.value)
+
+
+def test_every_key_of_buildkitd_is_known_and_has_its_type_checked(tmp_path: Path) -> None:
+    config = read(tmp_path, EVERYTHING)
+    assert not [note for note in config.notes if note.endswith("is not known")]
+    noted = {note.split(": ")[1].split(" ")[0] for note in config.notes}
+    assert noted == {
+        *(
+            "proxyNetwork",
+            "provenanceEnvDir",
+            "grpc.debugAddress",
+            "grpc.securityDescriptor",
+            "otel.socketPath",
+        ),
+        *("cdi.disabled", "cdi.specDirs", "cdi.autoAllowed", "cache.gha", "system.maxRegistryConcurrency"),
+        *(f"worker.oci.{key}" for key in NOTED_OF_OCI),
+        *(f"worker.containerd.{key}" for key in NOTED_OF_CONTAINERD),
+    }
+    assert config.dns is not None
+    assert (*config.dns.nameservers, *config.dns.options, *config.dns.search) == (
+        "1.1.1.1",
+        "edns0",
+        "a.example",
+    )
+    assert (config.runtime, config.cgroup_parent, config.network) == ("runc", "builds", "isolated")
+    assert config.disabled_frontends == ("dockerfile.v0",)
+    assert config.frontend_repositories == ("docker/dockerfile",)
+    assert (config.uid, config.platforms_age_s) == (3, 3600.0)
+
+
+def test_the_second_of_several_tables_is_named_with_its_own_line(tmp_path: Path) -> None:
+    text = '[[worker.oci.gcpolicy]]\nkeepBytes = "1GB"\n[[worker.oci.gcpolicy]]\nkeepBytes = "much"\n'
+    with pytest.raises(
+        ConfigError, match=r"buildkitd\.toml:4: worker\.oci\.gcpolicy\.keepBytes: invalid size"
+    ):
+        read(tmp_path, text)
+
+
+def test_old_names_of_bounds_count_where_the_new_ones_are_not_given(tmp_path: Path) -> None:
+    config = read(tmp_path, '[worker.oci]\ngckeepstorage = "1GB"\n')
+    assert config.policies is not None
+    assert [(p.reserved_space, p.max_used_space) for p in config.policies[1:]] == [(1 << 30, 0)] * 3
+    config = read(tmp_path, '[worker.oci]\ngckeepstorage = "1GB"\nmaxUsedSpace = "2GB"\n')
+    assert config.policies is not None
+    assert [(p.reserved_space, p.max_used_space) for p in config.policies[1:]] == [(0, 2 << 30)] * 3
+
+
+@pytest.mark.parametrize(
+    ("text", "bounds"),
+    [
+        ("1000", {"reserved_space": 10**9}),
+        (
+            "1000,2000,3000",
+            {"reserved_space": 10**9, "min_free_space": 2 * 10**9, "max_used_space": 3 * 10**9},
+        ),
+        (",,3", {"max_used_space": 3_000_000}),
+    ],
+)
+def test_the_flag_for_storage(text: str, bounds: dict[str, int]) -> None:
+    assert parse_storage(text) == bounds
+
+
+@pytest.mark.parametrize("text", ["", "x", "1,2,3,4", "1GB"])
+def test_malformed_storage(text: str) -> None:
+    with pytest.raises(ValueError, match="RESERVED"):
+        parse_storage(text)
 
 
 def test_malformed_toml_names_the_line(tmp_path: Path) -> None:
@@ -147,7 +363,7 @@ def test_durations(text: object, seconds: float) -> None:
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("10GB", 10**10), ("512MiB", 512 << 20), (7, 7), ("20%", 200), ("1.5k", 1500), ("3", 3)],
+    [("10GB", 10 << 30), ("512MiB", 512 << 20), (7, 7), ("20%", 200), ("1.5k", 1536), ("3", 3)],
 )
 def test_sizes(text: object, size: int) -> None:
     assert parse_size(text, 1000) == size
@@ -157,3 +373,24 @@ def test_sizes(text: object, size: int) -> None:
 def test_malformed_sizes(text: object) -> None:
     with pytest.raises(ValueError, match="invalid size"):
         parse_size(text, 1000)
+
+
+#: every flag of buildkitd
+FLAGS = """
+rootless config root addr log-format log-level group debugaddr tlscert tlskey tlscacert allow-insecure-entitlement
+proxy-network otel-socket-path cdi-disabled cdi-spec-dir save-cache-debug
+containerd-worker containerd-worker-addr containerd-worker-labels containerd-worker-net containerd-cni-config-path
+containerd-cni-binary-dir containerd-cni-pool-size containerd-worker-snapshotter containerd-worker-apparmor-profile
+containerd-worker-selinux containerd-max-parallelism containerd-worker-rootless containerd-worker-gc
+containerd-worker-gc-keepstorage oci-worker oci-worker-labels oci-worker-snapshotter oci-worker-proxy-snapshotter-path
+oci-worker-platform oci-worker-net oci-cni-config-path oci-cni-binary-dir oci-cni-pool-size oci-worker-binary
+oci-worker-apparmor-profile oci-worker-selinux oci-max-parallelism oci-worker-rootless oci-worker-no-process-sandbox
+oci-worker-gc oci-worker-gc-keepstorage
+"""
+
+
+def test_every_flag_of_buildkitd_is_taken() -> None:
+    from crossdock.cli.serve import command
+
+    known = {name.lstrip("-") for parameter in command.params for name in parameter.opts}
+    assert not set(FLAGS.split()) - known

@@ -194,9 +194,9 @@ class TestAddresses:
     def test_a_living_daemons_socket_is_not_taken(self, tmp_path: Path) -> None:
         first, second = Listeners(), Listeners()
         address = parse_address(f"unix://{tmp_path}/s")
-        first.open([address], tls=None, gid=None, passed={})
+        first.open([address], tls=None, passed={})
         with pytest.raises(UsageError, match="another daemon"):
-            second.open([address], tls=None, gid=None, passed={})
+            second.open([address], tls=None, passed={})
         first.close()
         assert not (tmp_path / "s").exists()
 
@@ -206,13 +206,13 @@ class TestAddresses:
         with socket.socket(socket.AF_UNIX) as dead:
             dead.bind(str(tmp_path / "s"))
         listeners = Listeners()
-        listeners.open([parse_address(f"unix://{tmp_path}/s")], tls=None, gid=None, passed={})
+        listeners.open([parse_address(f"unix://{tmp_path}/s")], tls=None, passed={})
         listeners.close()
 
     def test_a_file_in_the_way_stays(self, tmp_path: Path) -> None:
         (tmp_path / "s").write_text("mine")
         with pytest.raises(UsageError, match="no socket"):
-            Listeners().open([parse_address(f"unix://{tmp_path}/s")], tls=None, gid=None, passed={})
+            Listeners().open([parse_address(f"unix://{tmp_path}/s")], tls=None, passed={})
         assert (tmp_path / "s").read_text() == "mine"
 
 

@@ -11,17 +11,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossdock.errors import UsageError
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from crossdock.llb.ops import HostIP
 
-__all__ = ["DEFAULT_HOSTNAME", "hosts_text", "resolv_text"]
+__all__ = ["DEFAULT_HOSTNAME", "Dns", "hosts_text", "resolv_text"]
 
 DEFAULT_HOSTNAME = "buildkitsandbox"
 #: asked when the host names no server that a step could reach
 _PUBLIC_SERVERS = ("8.8.8.8", "8.8.4.4")
+
+
+class Dns(NamedTuple):
+    """A resolver in place of the machine's; what is empty stays the machine's."""
+
+    nameservers: Sequence[str] = ()
+    options: Sequence[str] = ()
+    search: Sequence[str] = ()
 
 
 def hosts_text(hostname: str, extra: Sequence[HostIP]) -> str:
@@ -57,14 +66,20 @@ def _own_address() -> str:
             return "127.0.0.1"
 
 
-def resolv_text(*, host_network: bool, nameserver: str = "", root: Path = Path("/")) -> str:
+def resolv_text(
+    *, host_network: bool, nameserver: str = "", dns: Dns | None = None, root: Path = Path("/")
+) -> str:
     """Return the resolver configuration for a step.
 
     With the host's network it is the host's own file. Otherwise systemd-resolved's stub is replaced by what it asks,
     and servers on loopback, which the step could not reach, are left out. With a ``nameserver``, which passes on to the
-    host's, it is the only one.
+    host's, it is the only one. ``dns`` wins over all of this.
     """
     text = _read(root / "etc/resolv.conf")
+    if dns is not None:
+        text = _with_dns(text, dns)
+        if dns.nameservers:
+            return text
     if host_network and _servers(text):
         return text
     if nameserver:
@@ -76,6 +91,19 @@ def resolv_text(*, host_network: bool, nameserver: str = "", root: Path = Path("
     if not any(line.split()[:1] == ["nameserver"] for line in kept):
         kept += [f"nameserver {server}" for server in _PUBLIC_SERVERS]
     return "\n".join(kept) + "\n"
+
+
+def _with_dns(text: str, dns: Dns) -> str:
+    """Return a configuration with what ``dns`` gives in place of what the machine's says of it."""
+    given = {
+        "nameserver": [f"nameserver {server}" for server in dns.nameservers],
+        "search": [f"search {' '.join(dns.search)}"] if dns.search else [],
+        "options": [f"options {' '.join(dns.options)}"] if dns.options else [],
+    }
+    # `domain` and `search` exclude each other: the last one counts.
+    replaced = {name for name, lines in given.items() if lines} | ({"domain"} if dns.search else set())
+    kept = [line for line in text.splitlines() if not replaced & set(line.split()[:1])]
+    return "\n".join([*kept, *(line for lines in given.values() for line in lines)]) + "\n"
 
 
 def _read(path: Path) -> str:

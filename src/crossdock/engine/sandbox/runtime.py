@@ -92,9 +92,9 @@ class Runtime(NamedTuple):
         return Outcome(code, error)
 
 
-def find_runtime() -> Runtime:
-    """Return crun, else runc. Raises: SandboxError naming the package."""
-    chosen = os.environ.get("CROSSDOCK_RUNTIME", "")
+def find_runtime(wanted: str = "") -> Runtime:
+    """Return what is ``wanted`` by name or path, else crun, else runc. Raises: SandboxError naming the package."""
+    chosen = wanted or os.environ.get("CROSSDOCK_RUNTIME", "")
     for name in (chosen,) if chosen else _NAMES:
         path = shutil.which(name) or shutil.which(name, path=_SEARCH)
         if path is not None:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from crossdock.cancel import CancelToken
     from crossdock.emulation.emulator import Emulator
     from crossdock.engine.sandbox import cgroups
+    from crossdock.engine.sandbox.etcfiles import Dns
     from crossdock.engine.sandbox.network import Helper
     from crossdock.engine.sandbox.runtime import Outcome, Runtime
     from crossdock.engine.sandbox.step import StepMount, StepSpec, StepStdio
@@ -67,7 +68,8 @@ class Sandbox:
     """Runs steps for one worker; ``runtime`` is looked for when not given.
 
     ``cache_dir`` is a directory on disk for what is dear to make again and for copies; ``root_mounts`` is where the
-    ladder of ways to mount starts. ``network`` is what steps get that ask for none in particular: ``host``, or ``isolated``.
+    ladder of ways to mount starts. ``network`` is what steps get that ask for none in particular: ``host``, or ``isolated``;
+    ``dns`` is their resolver in place of the machine's; ``cgroup_parent`` is for steps that ask for none.
 
     Raises: SandboxError when there is no runtime.
     """
@@ -80,6 +82,8 @@ class Sandbox:
         cache_dir: Path | None = None,
         root_mounts: str = "overlay",
         network: str = "host",
+        dns: Dns | None = None,
+        cgroup_parent: str = "",
     ) -> None:
         self.info = info
         self.runtime = runtime if runtime is not None else find_runtime()
@@ -91,6 +95,8 @@ class Sandbox:
         )
         self._cache_dir = cache_dir
         self.network = network
+        self._dns = dns
+        self._cgroup_parent = cgroup_parent
         self._numbers = itertools.count(1)
         self._steps = _made(info.run_dir / "steps")
         self._state = _made(info.run_dir / "runtime")
@@ -224,13 +230,14 @@ class Sandbox:
     def _group(
         self, step: StepSpec, step_id: str, stack: ExitStack
     ) -> tuple[cgroups.Group | None, tuple[str, ...]]:
-        if step.resources is None and not step.cgroup_parent:
+        parent = step.cgroup_parent or self._cgroup_parent
+        if step.resources is None and not parent:
             return None, ()
         from crossdock.engine.sandbox.cgroups import Unavailable, find_limits, hierarchy_of
         from crossdock.llb.ops import LinuxResources
 
         hierarchy = hierarchy_of(self.info.cgroups, self.info.run_dir)
-        limits = find_limits(self.info.cgroups, hierarchy, parent=step.cgroup_parent)
+        limits = find_limits(self.info.cgroups, hierarchy, parent=parent)
         without = (
             f"the step runs without its {'control group' if step.resources is None else 'resource limits'}"
         )
@@ -268,7 +275,8 @@ class Sandbox:
     def _mounts(self, step: StepSpec, bundle: Path, stack: ExitStack, nameserver: str) -> Iterator[OciMount]:
         host_network = step.network is NetMode.HOST
         resolv = bundle / "resolv.conf"
-        resolv.write_text(resolv_text(host_network=host_network, nameserver=nameserver), encoding="utf-8")
+        text = resolv_text(host_network=host_network, nameserver=nameserver, dns=self._dns)
+        resolv.write_text(text, encoding="utf-8")
         hosts = bundle / "hosts"
         hosts.write_text(hosts_text(step.hostname, step.extra_hosts), encoding="utf-8")
         for path in (resolv, hosts):

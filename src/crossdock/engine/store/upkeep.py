@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from crossdock.cancel import CancelToken
     from crossdock.engine.store.store import Store
 
-__all__ = ["keep_house"]
+__all__ = ["keep_house", "sync_when_cheap"]
 
 #: seconds between collections while the store is beyond what the rules allow, and otherwise
 _OFTEN_S = 60.0
@@ -45,8 +45,18 @@ def keep_house(store: Store, *, max_bytes: int = 0, spent_s: float = 0.0, cancel
         store.enforce(max_bytes, cancel=cancel)
     elif size > _SMALL:
         _collect(store, size, cancel)
-    if _dirty_bytes() <= max(_ALWAYS_S, _PART * spent_s) * _DISK_RATE:
-        store.sync()
+    sync_when_cheap(store, spent_s)
+
+
+def sync_when_cheap(store: Store, spent_s: float) -> bool:
+    """Write to disk what is not there yet when that takes little of the ``spent_s`` seconds; false when it is left undone.
+
+    Raises: StoreError, StoreFull.
+    """
+    if _dirty_bytes() > max(_ALWAYS_S, _PART * spent_s) * _DISK_RATE:
+        return False
+    store.sync()
+    return True
 
 
 def _collect(store: Store, size: int, cancel: CancelToken) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crossdock.engine.sandbox.etcfiles import hosts_text, resolv_text
+from crossdock.engine.sandbox.etcfiles import Dns, hosts_text, resolv_text
 from crossdock.errors import UsageError
 from crossdock.llb.ops import HostIP
 
@@ -51,3 +51,19 @@ def test_resolver(
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(text)
     assert resolv_text(host_network=with_host_network, root=tmp_path) == expected
+
+
+def test_a_configured_resolver_wins_over_the_machines(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/resolv.conf").write_text("nameserver 127.0.0.1\ndomain old.example\noptions timeout:1\n")
+    text = resolv_text(
+        host_network=True, dns=Dns(nameservers=("192.0.2.1",), search=("new.example",)), root=tmp_path
+    )
+    assert text == "options timeout:1\nnameserver 192.0.2.1\nsearch new.example\n"
+
+
+def test_a_configured_search_list_leaves_the_machines_servers(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/resolv.conf").write_text("nameserver 192.0.2.7\nsearch old.example\n")
+    text = resolv_text(host_network=False, dns=Dns(search=("new.example",)), root=tmp_path)
+    assert text.split("\n")[:2] == ["nameserver 192.0.2.7", "search new.example"]
