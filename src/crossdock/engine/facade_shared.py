@@ -167,6 +167,8 @@ class Shared:
         with self._leases:
             self.scheduler.close()
             self._close_retired()
+            if self._space is not None:
+                self._space.close()
 
     def _end_fresh(self) -> None:
         fresh, self._fresh = self._fresh, []
@@ -175,8 +177,6 @@ class Shared:
 
     def _close_retired(self) -> None:
         with self._lock:
-            if self._space is not None:
-                self._space.close()
             retired, self._retired = self._retired, []
         for locals_ in retired:
             locals_.close()
