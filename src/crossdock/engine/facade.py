@@ -389,9 +389,9 @@ class Engine:
             hang_deadline_s=self._options.hang_deadline_s,
             layouts=inputs.layouts,
             pins=self._shared.pins,
+            pack=inputs.pack,
         )
 
-            pack=inputs.pack,
     def _view(self, ref: Ref, cancel: CancelToken, sink: EventSink | None) -> View:
         from crossdock.progress.events import NullSink
 

@@ -182,14 +182,6 @@ class Shared:
             locals_.close()
 
 
-def _worker() -> WorkerInfo:
-    from crossdock.engine.sandbox.worker import current_worker
-    from crossdock.errors import SandboxError
-
-    found = current_worker()
-    if found is None:
-        summary = "steps can only run inside a worker namespace"
-        raise SandboxError(summary, missing="worker namespace")
 def _watch(store: Store, max_bytes: int) -> SpaceWatch | None:
     if not max_bytes:
         return None
@@ -198,6 +190,14 @@ def _watch(store: Store, max_bytes: int) -> SpaceWatch | None:
     return SpaceWatch(store, max_bytes)
 
 
+def _worker() -> WorkerInfo:
+    from crossdock.engine.sandbox.worker import current_worker
+    from crossdock.errors import SandboxError
+
+    found = current_worker()
+    if found is None:
+        summary = "steps can only run inside a worker namespace"
+        raise SandboxError(summary, missing="worker namespace")
     return found
 
 
