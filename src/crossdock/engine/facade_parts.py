@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from crossdock.image.descriptor import Descriptor
     from crossdock.image.digest import Digest
     from crossdock.image.platform import Platform
-    from crossdock.llb.graph import Node as LlbNode
     from crossdock.layers.compression import Compression
+    from crossdock.llb.graph import Node as LlbNode
     from crossdock.progress.events import EventSink
     from crossdock.registry import RegistryClient
     from crossdock.secret import Secret
@@ -79,6 +79,8 @@ class SolveInputs(NamedTuple):
     fetch_local: FetchLocal | None = None
     #: OCI layouts by name: functions that open a blob for one pass
     layouts: Mapping[str, Callable[[Digest], BinaryIO]] = {}
+    #: how the layers of results are packed, when they all become layers of images as they are
+    pack: Compression | None = None
 
 
 class EngineInfo(NamedTuple):
@@ -86,8 +88,6 @@ class EngineInfo(NamedTuple):
 
     platform: Platform
     worker: WorkerInfo | None
-    #: how the layers of results are packed, when they all become layers of images as they are
-    pack: Compression | None = None
     #: name and version of the OCI runtime
     runtime: str
     store: Path
