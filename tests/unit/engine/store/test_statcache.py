@@ -166,6 +166,10 @@ def test_many_writers_at_once_leave_one_whole_table(store: Store, info: os.stat_
             table.save()
             assert len(store.stats.load("/ctx")) > 0
 
+    # Who finds another one writing writes nothing: there must be a table before.
+    first = store.stats.load("/ctx")
+    first.record("first", info, DIGEST, time.time_ns() + LATER)
+    first.save()
     with ThreadPoolExecutor(4) as pool:
         for future in [pool.submit(write, number) for number in range(4)]:
             future.result(60)
