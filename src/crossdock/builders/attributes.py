@@ -25,6 +25,7 @@ def frontend_attributes(request: BuildRequest) -> dict[str, str]:
         "ulimit": ",".join(request.ulimits),
         "cgroup-parent": request.cgroup_parent,
         "image-resolve-mode": "pull" if request.pull else "",
+        "multi-platform": "true" if request.multi_platform else "",
         "force-network-mode": request.network if request.network in ("host", "none") else "",
     }
     attrs.update({k: v for k, v in simple.items() if v})

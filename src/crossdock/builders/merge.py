@@ -100,7 +100,9 @@ def _run(
     def one(share: Share) -> BuildResult:
         driver, platforms = share
         try:
-            return driver.build(replace(request, platforms=platforms, tags=()), sink, together)
+            return driver.build(
+                replace(request, platforms=platforms, tags=(), multi_platform=True), sink, together
+            )
         except BaseException as exc:
             # The others' work is worthless now.
             together.cancel(exc)

@@ -13,7 +13,15 @@ from crossdock.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["csv_fields", "parse_bool", "parse_bytes", "parse_duration", "parse_key_values"]
+__all__ = [
+    "csv_fields",
+    "csv_line",
+    "is_true",
+    "parse_bool",
+    "parse_bytes",
+    "parse_duration",
+    "parse_key_values",
+]
 
 _SIZE = re.compile(r"(-?\d+(?:\.\d+)?)\s*([kmgtp]?)(?:i?b)?\Z", re.IGNORECASE)
 _DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
@@ -33,6 +41,11 @@ def parse_bool(text: str, what: str) -> bool:
         return False
     summary = f"invalid value {text!r} for {what}: not a boolean"
     raise UsageError(summary, hint="write true or false")
+
+
+def is_true(text: str) -> bool:
+    """Whether a Go boolean is true; what is no boolean is not."""
+    return text in _TRUE
 
 
 def parse_bytes(text: str) -> int:
@@ -79,6 +92,17 @@ def csv_fields(text: str) -> list[str]:
         summary = f"invalid value {text!r}: {exc}"
         raise UsageError(summary) from exc
     return rows[0] if rows else []
+
+
+def csv_line(fields: Iterable[str]) -> str:
+    """Join fields to a line that :func:`csv_fields` and Go's ``encoding/csv`` split again."""
+
+    def quoted(item: str) -> str:
+        if not item[:1].isspace() and item != "\\." and not any(c in item for c in ',"\r\n'):
+            return item
+        return '"' + item.replace('"', '""') + '"'
+
+    return ",".join(map(quoted, fields))
 
 
 def parse_key_values(values: Iterable[str]) -> dict[str, str]:

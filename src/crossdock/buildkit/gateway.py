@@ -98,6 +98,7 @@ class Gateway:
         frontend_opt: Mapping[str, str] | None = None,
         definition: Definition | None = None,
         evaluate: bool = False,
+        inputs: Mapping[str, Definition] | None = None,
         cache_imports: Sequence[CacheEntry] = (),
     ) -> GatewayResult:
         """Solve a frontend or a definition within the build."""
@@ -110,9 +111,9 @@ class Gateway:
             CacheImports=[gateway_pb2.CacheOptionsEntry(Type=c.type, Attrs=c.attrs) for c in cache_imports],
         )
         if definition is not None:
-            from crossdock.llb.codec import encode_definition
-
-            request.Definition.CopyFrom(ops_pb2.Definition.FromString(encode_definition(definition)))
+            request.Definition.CopyFrom(_message(definition))
+        for name, value in (inputs or {}).items():
+            request.FrontendInputs[name].CopyFrom(_message(value))
         result = self._call("Solve", request, "solving").result
         refs = {k: v.id for k, v in result.refs.refs.items()} or dict(result.refsDeprecated.refs)
         if not refs and (only := result.ref.id or result.refDeprecated):
@@ -161,3 +162,9 @@ class Gateway:
         except RpcError as exc:
             self._cancel.check()
             raise error_from_rpc(exc, what) from exc
+
+
+def _message(definition: Definition) -> ops_pb2.Definition:
+    from crossdock.buildkit.definitions import definition_message  # most builds send none
+
+    return definition_message(definition)

@@ -255,6 +255,6 @@ class _Tails:
 
 
 def _definition(definition: Definition) -> ops_pb2.Definition:
-    from crossdock.llb.codec import encode_definition  # most builds send none
+    from crossdock.buildkit.definitions import definition_message  # most builds send none
 
-    return ops_pb2.Definition.FromString(encode_definition(definition))
+    return definition_message(definition)

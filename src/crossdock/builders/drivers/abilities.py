@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from crossdock.builders.values import csv_line
 from crossdock.errors import BuilderError, UsageError
 
 if TYPE_CHECKING:
@@ -15,13 +16,27 @@ if TYPE_CHECKING:
 
     from crossdock.builders.request import BuildRequest
     from crossdock.buildkit.client import WorkerInfo
+    from crossdock.errors import CrossdockError
 
-__all__ = ["attestation_attrs", "check_attestations", "check_outputs", "check_prune", "extra_hosts"]
+__all__ = [
+    "attestation_attrs",
+    "check_attestations",
+    "check_classic",
+    "check_outputs",
+    "check_policy",
+    "check_prune",
+    "explained",
+    "extra_hosts",
+]
 
 _ATTESTATIONS = "exporter.image.attestations"
 _SEVERAL = "exporter.multiple"
+_POLICY = "source.policy"
 _FREE_SPACE = "gc.freespacefilter"
 _GATEWAY_LABEL = "org.mobyproject.buildkit.worker.moby.host-gateway-ip"
+_CLASSIC_HINT = "use --builder embedded, or switch the Engine to the containerd image store"
+#: cache types and the versions that have them
+_CACHES = {"gha": "v0.10", "s3": "v0.11", "azblob": "v0.11"}
 _DEFAULT_PROVENANCE = "mode=min,inline-only=true"
 
 
@@ -32,7 +47,7 @@ def attestation_attrs(request: BuildRequest, *, classic: bool) -> dict[str, str]
     Raises: UsageError for the value of ``BUILDX_NO_DEFAULT_ATTESTATIONS``.
     """
     attrs = {
-        f"attest:{kind}": ",".join(f"{k}={v}" for k, v in params.items())
+        f"attest:{kind}": csv_line(f"{k}={v}" for k, v in params.items())
         for kind, params in request.attests.items()
         if params is not None
     }
@@ -46,8 +61,7 @@ def check_attestations(request: BuildRequest, caps: frozenset[str], *, classic: 
     kinds = ", ".join(sorted(kind for kind, params in request.attests.items() if params is not None))
     if kinds and classic:
         summary = f"the Docker Engine's classic image store cannot keep attestations ({kinds})"
-        hint = "use --builder embedded, or switch the Engine to the containerd image store"
-        raise BuilderError(summary, hint=hint)
+        raise BuilderError(summary, hint=_CLASSIC_HINT)
     if kinds and _ATTESTATIONS not in caps:
         raise _too_old(name, f"attestations ({kinds})", "v0.11")
 
@@ -64,6 +78,31 @@ def check_outputs(count: int, caps: frozenset[str], *, name: str) -> None:
     """Refuse several outputs where the daemon makes one. Raises: BuilderError."""
     if count > 1 and _SEVERAL not in caps:
         raise _too_old(name, f"{count} outputs of one build", "v0.13")
+
+
+def check_policy(request: BuildRequest, caps: frozenset[str], *, name: str) -> None:
+    """Refuse a source policy that the daemon would ignore. Raises: BuilderError."""
+    if request.source_policy is not None and _POLICY not in caps:
+        raise _too_old(name, "source policies", "v0.11")
+
+
+def check_classic(request: BuildRequest) -> None:
+    """Refuse what a Docker Engine's classic image store cannot do. Raises: BuilderError."""
+    if len(request.platforms) > 1:
+        summary = "the Docker Engine's classic image store cannot build several platforms at once"
+        raise BuilderError(summary, hint=_CLASSIC_HINT)
+    exported = [c.get("type", "registry") for c in request.cache_to if c.get("type") != "inline"]
+    if exported:
+        summary = f"the Docker Engine's classic image store cannot export a cache of type {exported[0]}"
+        raise BuilderError(summary, hint=_CLASSIC_HINT)
+
+
+def explained(exc: CrossdockError, *, name: str) -> BuilderError | None:
+    """Return the clearer error of a refusal that means that the daemon is too old; ``None`` for any other."""
+    for kind, version in _CACHES.items():
+        if f'cache exporter: "{kind}"' in exc.summary or f'cache importer: "{kind}"' in exc.summary:
+            return _too_old(name, f"caches of type {kind}", version)
+    return None
 
 
 def check_prune(*, max_used_space: int, min_free_space: int, caps: frozenset[str], name: str) -> None:

@@ -8,39 +8,37 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from crossdock.builders.drivers.abilities import (
-    attestation_attrs,
-    check_attestations,
-    check_outputs,
-    check_prune,
-    extra_hosts,
-)
+from crossdock.builders.drivers.abilities import check_classic, check_prune, extra_hosts
+from crossdock.builders.drivers.daemonbuild import DaemonBuild
 from crossdock.builders.drivers.outputs import plan_outputs
 from crossdock.builders.drivers.plan import make_plan
-from crossdock.builders.drivers.response import built_index, decode_metadata, layout_tags, write_index
+from crossdock.builders.drivers.response import (
+    built_images,
+    built_index,
+    decode_metadata,
+    layout_tags,
+    write_index,
+)
 from crossdock.builders.localstate import save_state
 from crossdock.builders.result import BuildResult
-from crossdock.buildkit.session.server import new_id
 from crossdock.buildkit.solve import SolveOptions, solve
 from crossdock.errors import BuilderError, CrossdockError
-from crossdock.progress import VertexWarning
 from crossdock.record import replace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from crossdock.builders.drivers.base import NodeInfo
     from crossdock.builders.drivers.outputs import Outputs
-    from crossdock.builders.drivers.plan import Plan
     from crossdock.builders.model import Node, NodeGroup
     from crossdock.builders.request import BuildRequest
     from crossdock.builders.usage import PruneRequest, UsageRecord
     from crossdock.buildkit.client import Client, WorkerInfo
     from crossdock.buildkit.client import UsageRecord as DaemonRecord
-    from crossdock.buildkit.gateway import Gateway, GatewayResult
+    from crossdock.buildkit.gateway import Gateway
     from crossdock.buildkit.transport import ByteStream
     from crossdock.cancel import CancelToken
-    from crossdock.progress import Event, EventSink
+    from crossdock.progress import EventSink
 
 __all__ = ["BuildKitDriver", "node_path"]
 
@@ -69,13 +67,11 @@ class BuildKitDriver:
         *,
         name: str,
         path: str,
-        load: Callable[[Iterator[bytes]], None] | None = None,
     ) -> None:
-        """``name`` is for messages, ``path`` is :func:`node_path`; ``load`` streams an archive into a Docker Engine."""
+        """``name`` is for messages, ``path`` is :func:`node_path`."""
         self._connect = connect
         self._name = name
         self._path = path
-        self._load = load
 
     def client(self) -> Client:
         """Return a new client of the node's daemon, to be closed by the caller. Raises: BuilderError."""
@@ -157,7 +153,8 @@ class BuildKitDriver:
             needed = self.engine or any("host-gateway" in h for h in request.add_hosts)
             workers = _asked(client.workers, cancel) if needed else ()
             classic = self._classic_store(workers)
-            self._check(request, classic=classic)
+            if classic:
+                check_classic(request)
             if request.dockerfile.startswith(("http://", "https://")):
                 from crossdock.builders.drivers.questions import fetch_dockerfile
 
@@ -174,15 +171,17 @@ class BuildKitDriver:
                     from crossdock.builders.drivers.questions import ask
 
                     return BuildResult(metadata=ask(client, plan, request, sink, cancel))
-                outputs = plan_outputs(request, engine=self.engine, load=self._load)
-                build = _Build(client, plan, outputs, request, classic=classic, name=self._name)
-                result = build.run(sink, cancel, failures)
+                outputs = plan_outputs(request, engine=self.engine, classic=classic, sink=sink, cancel=cancel)
+                with outputs.stack:
+                    build = DaemonBuild(client, plan, outputs, request, classic=classic, name=self._name)
+                    result = build.run(sink, cancel, failures)
             ref = f"{self._path}/{build.ref}"
             metadata = {**decode_metadata(result), "buildx.build.ref": ref}
-            if request.metadata_provenance:
+            if request.metadata_provenance and not classic:
                 from crossdock.builders.drivers.response import provenance
 
                 metadata |= provenance(client, build.ref, request.metadata_provenance)
+            images = built_images(client, build.result, metadata)
         if classic:
             self.push(outputs, sink, cancel)
         for layout in outputs.layouts:
@@ -190,13 +189,9 @@ class BuildKitDriver:
         for root, tag in plan.written if "cache.manifest" in metadata else ():
             write_index(root, metadata["cache.manifest"], [tag])
         save_state(ref, request)
-        return BuildResult(metadata=metadata, index=built_index(result), warnings=tuple(build.warnings))
-
-    def _check(self, request: BuildRequest, *, classic: bool) -> None:
-        if classic and len(request.platforms) > 1:
-            summary = "the Docker Engine's classic image store cannot build several platforms at once"
-            hint = "use --builder embedded, or switch the Engine to the containerd image store"
-            raise BuilderError(summary, hint=hint)
+        return BuildResult(
+            images=images, metadata=metadata, index=built_index(metadata), warnings=tuple(build.warnings)
+        )
 
     def push(self, outputs: Outputs, sink: EventSink, cancel: CancelToken) -> None:
         """Push what a classic image store could not push itself; only the docker driver has such a store."""
@@ -226,76 +221,6 @@ class BuildKitDriver:
                 cancel=cancel,
             )
             return _asked(lambda: [_record(r) for r in removed], cancel)
-
-
-class _Build:
-    """One build: we stand in the frontend's place, learn what the daemon can do, and have its own frontend do it."""
-
-    def __init__(
-        self,
-        client: Client,
-        plan: Plan,
-        outputs: Outputs,
-        request: BuildRequest,
-        *,
-        classic: bool,
-        name: str,
-    ) -> None:
-        self._client = client
-        self._plan = plan
-        self._outputs = outputs
-        self._request = request
-        self._classic = classic
-        self._name = name
-        self.ref = new_id()
-        self.warnings: list[VertexWarning] = []
-        self._sink: EventSink | None = None
-
-    def run(self, sink: EventSink, cancel: CancelToken, failures: list[CrossdockError]) -> dict[str, str]:
-        self._sink = sink
-        attachables = self._plan.attachables
-        if self._outputs.targets:
-            from crossdock.buildkit.session.filesend import FileSend
-
-            attachables.append(FileSend(self._outputs.targets, on_error=failures.append))
-        if stores := {**self._plan.stores, **self._outputs.stores}:
-            from crossdock.buildkit.session.content import ContentStores
-
-            attachables.append(ContentStores(stores))
-        self._plan.attrs |= attestation_attrs(self._request, classic=self._classic)
-        options = replace(
-            self._plan.options(), frontend="", exports=tuple(self._outputs.exports), ref=self.ref
-        )
-        try:
-            return solve(
-                self._client,
-                options,
-                attachables=attachables,
-                sink=self,
-                cancel=cancel,
-                frontend=self._frontend,
-            )
-        except CrossdockError as exc:
-            cancel.check()
-            # What failed here, on the client, says more than the daemon's quotation of it.
-            if failures:
-                raise failures[0] from exc
-            raise
-
-    def _frontend(self, gateway: Gateway) -> GatewayResult | None:
-        check_outputs(len(self._outputs.exports), gateway.llb_caps, name=self._name)
-        check_attestations(self._request, gateway.llb_caps, classic=self._classic, name=self._name)
-        attrs = self._plan.attrs
-        return gateway.solve(
-            frontend="dockerfile.v0", frontend_opt=attrs, cache_imports=self._plan.cache_from
-        )
-
-    def emit(self, event: Event, /) -> None:
-        """Pass events on and keep the warnings."""
-        if isinstance(event, VertexWarning):
-            self.warnings.append(event)
-        if self._sink is not None:
-            self._sink.emit(event)
 
 
 def _asked(question: Callable[[], T], cancel: CancelToken) -> T:

@@ -12,7 +12,6 @@ import tarfile
 import time
 from typing import TYPE_CHECKING, Any
 
-from crossdock.builders.dockerengine import load_image
 from crossdock.builders.drivers.base import NodeInfo
 from crossdock.builders.drivers.buildkit import BuildKitDriver, node_path
 from crossdock.builders.drivers.containeropts import ContainerOptions
@@ -20,15 +19,15 @@ from crossdock.builders.drivers.docker import engine_endpoint
 from crossdock.builders.drivers.engineapi import EngineApi
 from crossdock.builders.drivers.steps import Step
 from crossdock.buildkit.client import Client
-from crossdock.cancel import CancelToken
 from crossdock.errors import BuilderError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from crossdock.builders.dockerconfig import DockerEndpoint
     from crossdock.builders.model import Node, NodeGroup
     from crossdock.buildkit.transport import ByteStream
+    from crossdock.cancel import CancelToken
     from crossdock.progress import EventSink
 
 __all__ = ["DockerContainerDriver", "make"]
@@ -86,11 +85,8 @@ class DockerContainerDriver(BuildKitDriver):
         flags: list[str],
         files: Mapping[str, bytes],
     ) -> None:
-        def load(chunks: Iterator[bytes]) -> None:
-            load_image(endpoint, chunks, on_message=lambda _text: None, cancel=CancelToken())
-
         container = f"buildx_buildkit_{path.rpartition('/')[2]}"
-        super().__init__(self._client, name=container, path=path, load=load)
+        super().__init__(self._client, name=container, path=path)
         self._container = container
         self._endpoint = endpoint
         self._options = options

@@ -8,24 +8,30 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from crossdock.builders.localpaths import check_delete
+from crossdock.builders.values import is_true
 from crossdock.buildkit.session.layout import LayoutStore
 from crossdock.buildkit.session.targets import DirectoryTarget, StreamTarget
 from crossdock.buildkit.solve import Export
-from crossdock.errors import ExportError, UsageError
+from crossdock.errors import BuilderError, ExportError, UsageError
 from crossdock.record import Record, field
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Mapping
 
     from crossdock.builders.request import BuildRequest, OutputSpec
+    from crossdock.cancel import CancelToken
+    from crossdock.progress import EventSink
 
 __all__ = ["Outputs", "plan_outputs"]
 
-_IMAGE_TYPES = frozenset({"image", "registry", "moby"})
+_IMAGES = frozenset({"image", "registry", "oci", "docker"})
+#: exporters that make attestation manifests
+_ARTIFACTS = frozenset({"image", "moby", "oci"})
 
 
 class Outputs(Record, frozen=False):
@@ -36,68 +42,116 @@ class Outputs(Record, frozen=False):
     stores: dict[str, LayoutStore] = field(default_factory=dict)
     #: OCI directories whose index is written after the build
     layouts: list[Path] = field(default_factory=list)
+    #: ends what was begun
+    stack: ExitStack = field(default_factory=ExitStack)
 
 
 def plan_outputs(
-    request: BuildRequest, *, engine: bool, load: Callable[[Iterator[bytes]], None] | None
+    request: BuildRequest, *, engine: bool, classic: bool = False, sink: EventSink, cancel: CancelToken
 ) -> Outputs:
-    """Plan every output; ``engine``: the daemon is a Docker Engine's own BuildKit, which keeps images itself.
+    """Plan every output; the caller closes ``stack`` of the result after the build.
 
-    ``load`` streams an archive into a Docker Engine, for ``type=docker`` without ``dest``.
-    Raises: UsageError, ExportError.
+    ``engine``: the daemon is a Docker Engine's own BuildKit, which keeps images itself; ``classic``: in a store that holds
+    one platform of an image. Raises: UsageError, ExportError, BuilderError.
     """
-    out = Outputs()
-    for spec in request.outputs:
-        if spec.type != "cacheonly":
-            _plan(spec, request, out, engine=engine, load=load)
-    return out
+    planner = _Planner(request, engine=engine, classic=classic, sink=sink, cancel=cancel)
+    with planner.out.stack:
+        for spec in request.outputs:
+            if spec.type != "cacheonly":
+                planner.add(spec)
+        planner.out.stack = planner.out.stack.pop_all()
+    return planner.out
 
 
-def _plan(
-    spec: OutputSpec,
-    request: BuildRequest,
-    out: Outputs,
-    *,
-    engine: bool,
-    load: Callable[[Iterator[bytes]], None] | None,
-) -> None:
-    attrs = dict(spec.attrs)
-    number = len(out.exports)
-    if request.tags and spec.type not in ("local", "tar"):
-        attrs.setdefault("name", ",".join(request.tags))
-    for annotation in request.annotations:
-        key, _, value = annotation.partition("=")
-        attrs[f"annotation.{key}" if ":" not in key else _annotation(key)] = value
-    kind = spec.type
-    match kind:
-        case "local":
-            if not spec.dest:
-                summary = "output type=local needs dest=DIRECTORY"
-                raise UsageError(summary)
-            mirror = attrs.get("mode") == "delete"
-            out.targets[number] = DirectoryTarget(path=Path(spec.dest).absolute(), mirror=mirror)
-        case "tar" | "oci" | "docker" if spec.dest or kind != "docker":
-            _archive(spec, attrs, number, out)
-        case "docker" if engine:
-            kind = "moby"
-        case "docker":
-            if load is None:
-                summary = "output type=docker without dest= needs a Docker Engine to load into"
-                raise ExportError(summary, hint="write an archive with dest=FILE")
-            out.targets[number] = _loader(load)
-        case "image" | "registry":
-            if kind == "registry":
-                attrs.setdefault("push", "true")
-            kind = "moby" if engine else "image"
-        case _:
-            summary = f"unknown output type {kind!r}"
-            raise UsageError(summary, hint="use image, registry, oci, docker, local, tar or cacheonly")
-    out.exports.append(Export(type=kind, attrs=attrs))
+class _Planner:
+    def __init__(
+        self, request: BuildRequest, *, engine: bool, classic: bool, sink: EventSink, cancel: CancelToken
+    ) -> None:
+        self.out = Outputs()
+        self._request = request
+        self._engine, self._classic = engine, classic
+        self._sink, self._cancel = sink, cancel
+        #: the result is more than one manifest
+        self._many = len(request.platforms) > 1 or any(p is not None for p in request.attests.values())
+        self._annotations: Mapping[str, str] = {}
+        if request.annotations:
+            from crossdock.builders.annotations import annotation_attrs
 
+            self._annotations = annotation_attrs(request.annotations)
 
-def _annotation(key: str) -> str:
-    where, _, name = key.rpartition(":")
-    return f"annotation-{where}.{name}"
+    def add(self, spec: OutputSpec) -> None:
+        attrs = self._image_attrs(spec) if spec.type in _IMAGES else dict(spec.attrs)
+        number, kind = len(self.out.exports), spec.type
+        match kind:
+            case "local":
+                check_delete(spec, self._request.allow)
+                mirror = attrs.get("mode") == "delete"
+                self.out.targets[number] = DirectoryTarget(path=Path(spec.dest).absolute(), mirror=mirror)
+            case "docker" if not spec.dest:
+                kind = self._load(attrs, number)
+            case "tar" | "oci" | "docker":
+                self._check_archive(kind)
+                _archive(spec, attrs, number, self.out)
+            case "image" | "registry":
+                kind = self._image(kind, attrs)
+            case _:
+                summary = f"unknown output type {kind!r}"
+                raise UsageError(summary, hint="use image, registry, oci, docker, local, tar or cacheonly")
+        if kind in _ARTIFACTS and is_true(os.environ.get("BUILDX_NO_DEFAULT_OCI_ARTIFACT", "")):
+            attrs.setdefault("oci-artifact", "false")
+        self.out.exports.append(Export(type=kind, attrs=attrs))
+
+    def _image_attrs(self, spec: OutputSpec) -> dict[str, str]:
+        request = self._request
+        attrs = {**self._annotations, **spec.attrs}
+        if request.tags:
+            attrs["name"] = ",".join(request.tags)
+        if "BUILDKIT_INLINE_BUILDINFO_ATTRS" in request.build_args:
+            attrs["buildinfo-attrs"] = request.build_args["BUILDKIT_INLINE_BUILDINFO_ATTRS"]
+        index = [key for key in attrs if key.startswith("annotation-index")]
+        if self._classic and index:
+            summary = "the Docker Engine's classic image store makes no indexes, which could be annotated"
+            raise UsageError(summary, hint="annotate the manifest, or switch to the containerd image store")
+        return attrs
+
+    def _image(self, kind: str, attrs: dict[str, str]) -> str:
+        if kind == "registry":
+            attrs.setdefault("push", "true")
+        if not self._engine:
+            return "image"
+        if is_true(attrs.get("push", "")) and is_true(attrs.get("push-by-digest", "")):
+            summary = "the docker driver cannot push by digest"
+            raise UsageError(summary, hint="use another builder: `create --driver docker-container`")
+        if not self._classic:
+            attrs["prefer-image-digest"] = "true"
+        return "moby"
+
+    def _load(self, attrs: dict[str, str], number: int) -> str:
+        context = attrs.pop("context", "")
+        if self._engine:
+            return self._image("image", attrs)
+        from crossdock.builders.dockerload import find_loader
+
+        kind, loader = find_loader(context, multi_platform=self._many, sink=self._sink, cancel=self._cancel)
+        if kind == "oci":
+            attrs["prefer-image-digest"] = "true"
+        self.out.stack.callback(loader.abort)
+        self.out.targets[number] = StreamTarget(
+            open=lambda _metadata: loader,
+            finish=lambda _stream, ok: loader.finish() if ok else loader.abort(),
+        )
+        return kind
+
+    def _check_archive(self, kind: str) -> None:
+        if kind == "docker" and self._many:
+            summary = "an archive of type=docker holds one manifest, not several platforms or attestations"
+            raise UsageError(summary, hint="use -o type=oci,dest=FILE")
+        if kind in ("oci", "docker") and self._classic:
+            summary = (
+                f"output type={kind} to a file is not supported by the Docker Engine's classic image store"
+            )
+            hint = "use --builder embedded, or switch the Engine to the containerd image store"
+            raise BuilderError(summary, hint=hint)
 
 
 def _archive(spec: OutputSpec, attrs: dict[str, str], number: int, out: Outputs) -> None:
@@ -154,33 +208,3 @@ class _FileTarget:
         else:
             with contextlib.suppress(OSError):
                 os.unlink(self._temporary)
-
-
-def _loader(load: Callable[[Iterator[bytes]], None]) -> StreamTarget:
-    """Feed what the daemon sends to ``load``, running in a thread of its own."""
-    failure: list[BaseException] = []
-    threads: list[threading.Thread] = []
-
-    def run(read: int) -> None:
-        try:
-            with open(read, "rb", buffering=0) as pipe:
-                load(iter(lambda: pipe.read(1 << 20), b""))
-        except Exception as exc:  # noqa: BLE001 - raised again by finish, in the thread that waits
-            failure.append(exc)
-
-    def start(_metadata: Mapping[str, str]) -> BinaryIO:
-        read, write = os.pipe()
-        thread = threading.Thread(target=run, args=(read,), name="image-load", daemon=True)
-        thread.start()
-        threads.append(thread)
-        return os.fdopen(write, "wb")
-
-    def finish(stream: BinaryIO, _ok: bool) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            stream.close()
-        for thread in threads:
-            thread.join()
-        if failure:
-            raise failure[0]
-
-    return StreamTarget(open=start, finish=finish)

@@ -6,6 +6,7 @@ Spec: docker/buildx ``build/opt.go`` for the attributes; moby/buildkit ``fronten
 from __future__ import annotations
 
 import functools
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -15,10 +16,11 @@ from crossdock.builders.dockerconfig import config_dir
 from crossdock.builders.localpaths import context_directory, default_dockerfile, refuse_bake_contexts
 from crossdock.builders.nodeid import shared_key
 from crossdock.builders.parse import is_remote_context
+from crossdock.builders.values import is_true
 from crossdock.buildkit.session.auth import Auth
 from crossdock.buildkit.session.filesync import FileSync, LocalDir
 from crossdock.buildkit.solve import CacheEntry, SolveOptions
-from crossdock.errors import ContextError
+from crossdock.errors import ContextError, UsageError
 from crossdock.record import Record, field
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from crossdock.buildkit.session.server import Attachable
     from crossdock.cancel import CancelToken
     from crossdock.errors import CrossdockError
+    from crossdock.llb import Definition
+    from crossdock.llb.policy import Policy
     from crossdock.registry import Credentials
 
 __all__ = ["Plan", "make_plan"]
@@ -37,8 +41,12 @@ __all__ = ["Plan", "make_plan"]
 class Plan(Record, frozen=False):
     """What is sent, and what must be released afterwards."""
 
+    frontend: str = "dockerfile.v0"
     attrs: dict[str, str] = field(default_factory=dict)
+    #: contexts that are given as definitions, by the names that attributes use
+    inputs: dict[str, Definition] = field(default_factory=dict)
     attachables: list[Attachable] = field(default_factory=list)
+    source_policy: Policy | None = None
     stack: ExitStack = field(default_factory=ExitStack)
     entitlements: list[str] = field(default_factory=list)
     cache_from: tuple[CacheEntry, ...] = ()
@@ -55,12 +63,14 @@ class Plan(Record, frozen=False):
     def options(self) -> SolveOptions:
         """Return the options, exports left out."""
         return SolveOptions(
-            frontend="dockerfile.v0",
+            frontend=self.frontend,
+            frontend_inputs=self.inputs,
             frontend_attrs=self.attrs,
             entitlements=tuple(self.entitlements),
             cache_imports=self.cache_from,
             cache_exports=self.cache_to,
             shared_key=self.shared_key,
+            source_policy=self.source_policy,
         )
 
 
@@ -78,7 +88,7 @@ def make_plan(
     plan = Plan()
     with plan.stack:
         _contexts(request, plan, on_error, stdin)
-        _attributes(request, plan)
+        _attributes(request, plan, cancel)
         _caches(request, plan)
         plan.attachables.append(Auth(logins, cancel=cancel, on_error=on_error, seed_dir=config_dir()))
         if request.secrets:
@@ -105,7 +115,8 @@ def _contexts(
     _main_context(request, plan, dirs, stdin)
     _dockerfile(request, plan, dirs)
     for name, value in request.named_contexts.items():
-        plan.attrs[f"context:{name}"] = _named(name, value, dirs, plan.stores)
+        plan.attrs[f"context:{name}"] = _named(name, value, dirs, plan)
+        _git_query(plan, f"context:{name}", value)
     plan.directories = {name: local.path for name, local in dirs.items()}
     if dirs:
         plan.attachables.append(FileSync(dirs, on_error=on_error))
@@ -138,13 +149,14 @@ def _main_context(
         plan.attachables.append(upload)
     elif is_remote_context(context):
         plan.attrs["context"] = context
+        _git_query(plan, "context", context)
     else:
         dirs["context"] = LocalDir(path=context_directory(context) if context else _scratch(plan))
         plan.shared_key = shared_key(context) if context else ""
 
 
 def _dockerfile(request: BuildRequest, plan: Plan, dirs: dict[str, LocalDir]) -> None:
-    attrs, remote = plan.attrs, "context" in plan.attrs
+    attrs, remote = plan.attrs, "context" not in dirs
     given = Path(request.dockerfile) if request.dockerfile else None
     if request.dockerfile_text is not None:
         folder = _scratch(plan)
@@ -153,6 +165,8 @@ def _dockerfile(request: BuildRequest, plan: Plan, dirs: dict[str, LocalDir]) ->
         remote = True
     elif remote and (given is None or not given.is_absolute()):
         attrs["filename"] = str(given or "Dockerfile")
+        if "context" in plan.inputs:
+            plan.inputs["dockerfile"] = plan.inputs["context"]
         return
     else:
         path = given if given is not None else default_dockerfile(dirs["context"].path)
@@ -171,34 +185,84 @@ def _scratch(plan: Plan) -> Path:
     return Path(plan.stack.enter_context(tempfile.TemporaryDirectory(prefix="crossdock-")))
 
 
-def _named(name: str, value: str, dirs: dict[str, LocalDir], stores: dict[str, LayoutStore]) -> str:
+def _git_query(plan: Plan, attribute: str, url: str) -> None:
+    """Git URLs with a query are for frontends that read it; on demand they are solved from a definition of ours."""
+    if "?" not in url.partition("#")[0]:
+        return
+    from crossdock.dockerfile.contexts import GitContext, context_output, parse_context
+    from crossdock.llb.codec import marshal
+
+    spec = parse_context(url)
+    if not isinstance(spec, GitContext):
+        return
+    if not is_true(os.environ.get("BUILDX_SEND_GIT_QUERY_AS_INPUT", "")):
+        cap = "moby.buildkit.frontend.gitquerystring" + ("" if attribute == "context" else "+forward")
+        known = plan.attrs.get("frontend.caps", "").split(",")
+        plan.attrs["frontend.caps"] = ",".join(sorted({cap, *filter(None, known)}))
+        return
+    definition = marshal(context_output(spec))
+    plan.attrs[f"input:{attribute}"] = url
+    if attribute == "context":
+        plan.inputs["context"] = definition
+        del plan.attrs["context"]
+    else:
+        plan.inputs[f"git_state_{attribute}"] = definition
+        plan.attrs[attribute] = f"input:git_state_{attribute}"
+
+
+def _named(name: str, value: str, dirs: dict[str, LocalDir], plan: Plan) -> str:
     if value.startswith("oci-layout://"):
         from crossdock.builders.layouts import find_layout
         from crossdock.buildkit.session.layout import LayoutStore
 
         layout = find_layout(name, value)
-        stores[f"oci:{layout.store}"] = LayoutStore(layout.root)
+        plan.stores[f"oci:{layout.store}"] = LayoutStore(layout.root)
         return layout.text
     if value.startswith("docker-image://") or is_remote_context(value):
         return value
     refuse_bake_contexts(name, value)
-    dirs[name] = LocalDir(path=context_directory(value))
-    return f"local:{name}"
+    local = f"_{name}" if name in ("context", "dockerfile") else name
+    dirs[local] = LocalDir(path=context_directory(value))
+    plan.attrs[f"sharedkey:localdir:{name}"] = shared_key(value)
+    return f"local:{local}"
 
 
-def _attributes(request: BuildRequest, plan: Plan) -> None:
+def _attributes(request: BuildRequest, plan: Plan, cancel: CancelToken) -> None:
     plan.attrs.update(frontend_attributes(request))
+    _special_arguments(request, plan)
+    if request.context and "context" in plan.directories:
+        from crossdock.builders.gitinfo import git_attributes
+
+        plan.attrs.update(git_attributes(plan.directories, cancel))
+    plan.source_policy = request.source_policy
     plan.entitlements = list(entitlements(request))
 
 
+def _special_arguments(request: BuildRequest, plan: Plan) -> None:
+    """Build arguments that say how the frontend is called; daemons of every age are told in the old way."""
+    arguments = request.build_args
+    if "BUILDKIT_SYNTAX" in arguments:
+        line = arguments["BUILDKIT_SYNTAX"].strip()
+        if not line:
+            summary = "the build argument BUILDKIT_SYNTAX is empty"
+            raise UsageError(summary, hint="give a frontend image, or leave it out")
+        plan.frontend = "gateway.v0"
+        plan.attrs |= {"source": line.partition(" ")[0], "cmdline": arguments["BUILDKIT_SYNTAX"]}
+    if is_true(arguments.get("BUILDKIT_MULTI_PLATFORM", "")):
+        plan.attrs["multi-platform"] = "true"
+
+
 def _caches(request: BuildRequest, plan: Plan) -> None:
-    if not request.cache_from and not request.cache_to:
+    exports = list(request.cache_to)
+    if is_true(request.build_args.get("BUILDKIT_INLINE_CACHE", "")):
+        exports.append({"type": "inline"})
+    if not request.cache_from and not exports:
         return
     import json
 
     from crossdock.builders.drivers.caches import plan_caches
 
-    caches = plan_caches(request.cache_from, request.cache_to)
+    caches = plan_caches(request.cache_from, exports)
     plan.cache_from, plan.cache_to, plan.written = caches.imports, caches.exports, caches.written
     plan.stores.update(caches.stores)
     if caches.imports:

@@ -43,12 +43,14 @@ def ask(
     name = request.call.partition(",")[0]
     method = METHODS.get(name, f"frontend.{name}")
     options = plan.options()
-    attrs = {**options.frontend_attrs, "requestid": method, "frontend.caps": _CAPS}
+    caps = [c for c in (options.frontend_attrs.get("frontend.caps", ""), _CAPS) if c]
+    attrs = {**options.frontend_attrs, "requestid": method, "frontend.caps": ",".join(caps)}
     found: dict[str, bytes] = {}
 
     def frontend(gateway: Gateway) -> GatewayResult | None:
         try:
-            found.update(gateway.solve(frontend=options.frontend, frontend_opt=attrs).metadata)
+            solved = gateway.solve(frontend=options.frontend, frontend_opt=attrs, inputs=plan.inputs)
+            found.update(solved.metadata)
         except Cancelled:
             raise
         except CrossdockError as exc:

@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from crossdock.builders.result import BuiltIndex
+from crossdock.builders.result import BuiltImage, BuiltIndex
 from crossdock.errors import ExportError
+from crossdock.image.config import ImageConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from crossdock.buildkit.client import Client
+    from crossdock.buildkit.gateway import GatewayResult
 
-__all__ = ["built_index", "decode_metadata", "layout_tags", "provenance", "write_index"]
+__all__ = ["built_images", "built_index", "decode_metadata", "layout_tags", "provenance", "write_index"]
 
 _REF_NAME = "org.opencontainers.image.ref.name"
 _PREDICATE = "in-toto.io/predicate-type"
@@ -39,16 +41,70 @@ def _decode(text: str) -> Any:
     return json.loads(base64.b64decode(text))
 
 
-def built_index(response: dict[str, str]) -> BuiltIndex | None:
+def built_index(metadata: Mapping[str, Any]) -> BuiltIndex | None:
     """Return the index that was made; ``None`` when it was a manifest, or no image at all."""
-    text = response.get("containerimage.descriptor")
-    if not text:
+    descriptor = metadata.get("containerimage.descriptor")
+    if not descriptor or not _is_index(descriptor):
         return None
-    descriptor = _decode(text)
     media_type = str(descriptor.get("mediaType", ""))
-    if "index" not in media_type and "manifest.list" not in media_type:
-        return None
     return BuiltIndex(digest=str(descriptor["digest"]), media_type=media_type, size=int(descriptor["size"]))
+
+
+def _is_index(descriptor: Mapping[str, Any]) -> bool:
+    media_type = str(descriptor.get("mediaType", ""))
+    return "index" in media_type or "manifest.list" in media_type
+
+
+def built_images(
+    client: Client, result: GatewayResult | None, metadata: Mapping[str, Any]
+) -> dict[str, BuiltImage]:
+    """Return the images of a build by platform, with what its frontend said of them and the daemon of their digests.
+
+    Digests inside an index are told while the daemon has it: not of one that went into an archive.
+    """
+    configs = _configs(result.metadata) if result is not None else {}
+    if not configs:
+        return {}
+    lone = str(metadata.get("containerimage.digest", ""))
+    if built_index(metadata) is None:
+        digests = dict.fromkeys(configs, lone)
+    else:
+        digests = _manifests(client, metadata["containerimage.descriptor"])
+    image_id = str(metadata.get("containerimage.config.digest", "")) if len(configs) == 1 else ""
+    return {
+        name: BuiltImage(
+            platform=config.platform, config=config, digest=digests.get(name, ""), config_digest=image_id
+        )
+        for name, config in configs.items()
+    }
+
+
+def _configs(metadata: Mapping[str, bytes]) -> dict[str, ImageConfig]:
+    key = "containerimage.config"
+    found = [
+        ImageConfig.from_json(raw, "the frontend's answer")
+        for name, raw in metadata.items()
+        if name == key or name.startswith(f"{key}/")
+    ]
+    return {str(config.platform.normalised()): config for config in found}
+
+
+def _manifests(client: Client, descriptor: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digests of an index's manifests by platform; none when the daemon does not have it."""
+    from crossdock.buildkit.history import read_blob
+    from crossdock.errors import RemoteError
+    from crossdock.image import Descriptor, Index, parse_manifest
+
+    top = Descriptor.from_json(descriptor, "the daemon's answer")
+    try:
+        raw = b"".join(read_blob(client, top))
+    except RemoteError as exc:
+        if exc.grpc_code in ("NOT_FOUND", "UNIMPLEMENTED"):
+            return {}
+        raise
+    index = parse_manifest(raw, top.media_type, "the build's index")
+    entries = index.manifests if isinstance(index, Index) else ()
+    return {str(e.platform.normalised()): e.digest for e in entries if e.platform is not None}
 
 
 def write_index(root: Path, descriptor: Mapping[str, Any], tags: Sequence[str]) -> None:
@@ -90,6 +146,7 @@ def provenance(client: Client, ref: str, mode: str) -> dict[str, Any]:
     ``mode`` is ``min`` (how it was built is left out) or ``max``. Empty where the daemon has no history.
     """
     from crossdock.buildkit.history import history, read_blob
+    from crossdock.builds.attest.provenance import metadata_predicate
     from crossdock.errors import RemoteError
 
     try:
@@ -104,16 +161,7 @@ def provenance(client: Client, ref: str, mode: str) -> dict[str, Any]:
             for blob in blobs:
                 if not blob.annotations.get(_PREDICATE, "").startswith("https://slsa.dev/provenance/"):
                     continue
-                statement = json.loads(b"".join(read_blob(client, blob)))
+                predicate = json.loads(b"".join(read_blob(client, blob)))
                 key = f"buildx.build.provenance/{platform}" if platform else "buildx.build.provenance"
-                found[key] = _short(statement) if mode == "min" else statement
+                found[key] = metadata_predicate(predicate, blob.annotations[_PREDICATE], mode)
     return found
-
-
-def _short(document: Any) -> Any:
-    """Leave out what ``mode=min`` does: the steps, and times."""
-    if not isinstance(document, dict):
-        return document
-    if "predicate" in document:
-        return {**document, "predicate": _short(document["predicate"])}
-    return {k: v for k, v in document.items() if k not in ("buildConfig", "metadata", "runDetails")}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, Protocol
 
 from crossdock.record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
-__all__ = ["DirectoryTarget", "StreamTarget"]
+__all__ = ["DirectoryTarget", "Sink", "StreamTarget"]
 
 
 class DirectoryTarget(Record):
@@ -20,8 +20,15 @@ class DirectoryTarget(Record):
     mirror: bool = False
 
 
-class StreamTarget(Record):
-    """A byte stream to write; ``finish(ok)`` closes it, and removes it again when not ``ok``."""
+class Sink(Protocol):
+    """What takes the bytes of a stream: a binary file, for one."""
 
-    open: Callable[[Mapping[str, str]], BinaryIO]
-    finish: Callable[[BinaryIO, bool], None]
+    def writelines(self, parts: Iterable[bytes], /) -> None:
+        """Take some bytes."""
+
+
+class StreamTarget(Record):
+    """A byte stream to write; ``finish(stream, ok)`` closes it, and removes it again when not ``ok``."""
+
+    open: Callable[[Mapping[str, str]], Sink]
+    finish: Callable[[Any, bool], None]

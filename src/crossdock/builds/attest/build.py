@@ -13,6 +13,7 @@ from crossdock.builds.attest.provenance import (
     as_slsa_02,
     check_complete,
     finished,
+    metadata_predicate,
     predicate,
 )
 from crossdock.engine.exporters.attestation import Attestation, Subject
@@ -234,10 +235,5 @@ def metadata_provenance(attestations: Sequence[Attestation], mode: str) -> dict[
         if attestation.predicate_type not in (SLSA_1, SLSA_02):
             continue
         made: dict[str, Any] = json.loads(attestation.content({}))
-        if attestation.predicate_type == SLSA_1:
-            made = as_slsa_02(made)
-        if mode == "min":
-            made.pop("buildConfig", None)
-            made.pop("metadata", None)
-        return made
+        return metadata_predicate(made, attestation.predicate_type, mode)
     return None

@@ -31,6 +31,7 @@ __all__ = [
     "as_slsa_02",
     "check_complete",
     "finished",
+    "metadata_predicate",
     "predicate",
 ]
 
@@ -209,29 +210,44 @@ def finished(one: _Json, time_ns: int) -> None:
     metadata.update(later)
 
 
+def metadata_predicate(made: _Json, predicate_type: str, mode: str) -> _Json:
+    """Return a predicate as a build's metadata has it: always SLSA v0.2; in ``min`` without steps and metadata.
+
+    Spec: docker/buildx ``build/provenance.go``.
+    """
+    out = as_slsa_02(made) if predicate_type == SLSA_1 else {**made}
+    if mode == "min":
+        out.pop("buildConfig", None)
+        out.pop("metadata", None)
+    return out
+
+
 def as_slsa_02(one: Mapping[str, Any]) -> _Json:
     """Return a v1 predicate as v0.2."""
     definition, run = one["buildDefinition"], one["runDetails"]
-    external, internal, metadata = (
-        definition["externalParameters"],
-        definition["internalParameters"],
-        run["metadata"],
-    )
+    external, internal = definition["externalParameters"], definition["internalParameters"]
     source = external["configSource"]
     out: _Json = {"builder": {"id": run["builder"]["id"]}, "buildType": _TYPE_02}
     if definition.get("resolvedDependencies"):
         out["materials"] = definition["resolvedDependencies"]
-    environment = {"platform": internal["builderPlatform"]}
+    # What a daemon's own environment adds is flat beside the platform.
+    environment = {k: v for k, v in internal.items() if k not in ("builderPlatform", "buildConfig")}
     out["invocation"] = {
         "configSource": {
             **{key: source[key] for key in ("uri", "digest") if key in source},
             **({"entryPoint": source["path"]} if "path" in source else {}),
         },
         "parameters": external["request"],
-        "environment": environment,
+        "environment": {"platform": internal["builderPlatform"], **environment},
     }
     if "buildConfig" in internal:
         out["buildConfig"] = internal["buildConfig"]
+    if "metadata" in run:
+        out["metadata"] = _metadata_02(run["metadata"])
+    return out
+
+
+def _metadata_02(metadata: Mapping[str, Any]) -> _Json:
     complete = metadata["buildkit_completeness"]
     renamed: _Json = {
         "buildInvocationID": metadata["invocationId"],
@@ -248,5 +264,4 @@ def as_slsa_02(one: Mapping[str, Any]) -> _Json:
     renamed[_EXTENSION_02 + "metadata"] = metadata["buildkit_metadata"]
     if metadata.get("buildkit_hermetic"):
         renamed[_EXTENSION_02 + "hermetic"] = True
-    out["metadata"] = renamed
-    return out
+    return renamed
