@@ -176,10 +176,15 @@ class Authenticator:
         insecure: bool,
         cancel: CancelToken,
     ) -> _Token:
+        realm, service = challenge.parameters["realm"], challenge.parameters.get("service", "")
+        given = self.credentials.bearer_token(
+            endpoint.domain, realm=realm, service=service, scopes=sorted(scopes), cancel=cancel
+        )
+        if given is not None:
+            return _Token(_bearer_header(given[0].reveal_str()), time.monotonic() + given[1] * 0.9)
         login = self._login(endpoint, sorted(scopes), cancel)
         if login is not None and login.registry_token is not None:
             return _Token(_bearer_header(login.registry_token.reveal_str()), float("inf"))
-        realm, service = challenge.parameters["realm"], challenge.parameters.get("service", "")
         _check_address(endpoint, realm)
         if login is not None:
             _check_realm(endpoint, realm, self._exchange.origin_url(endpoint), insecure=insecure)

@@ -20,7 +20,7 @@ from crossdock.record import NamedTuple
 from crossdock.secret import Secret
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from crossdock.cancel import CancelToken
 
@@ -72,6 +72,21 @@ class Credentials:
             found = source.lookup(domain, repository, self._env, cancel)
             if found is not None:
                 return found
+        return None
+
+    def bearer_token(
+        self,
+        domain: str,  # noqa: ARG002
+        *,
+        realm: str,  # noqa: ARG002
+        service: str,  # noqa: ARG002
+        scopes: Sequence[str],  # noqa: ARG002
+        cancel: CancelToken,  # noqa: ARG002
+    ) -> tuple[Secret, float] | None:
+        """Return a token that somebody else has fetched, and its life in seconds; ``None``: fetch one with the login.
+
+        For classes that stand for logins kept elsewhere. Raises: ContextError and its kin; the token's cause.
+        """
         return None
 
     def places(self) -> str:

@@ -121,9 +121,13 @@ class Session:
             from crossdock.registry.challenge import parse_challenges  # only where logins are asked for
 
             challenges = parse_challenges(response.headers.get("www-authenticate", ()))
-            answer = self.auth.answer(
-                endpoint, challenges, request.scopes, refused=header, insecure=insecure, cancel=cancel
-            )
+            try:
+                answer = self.auth.answer(
+                    endpoint, challenges, request.scopes, refused=header, insecure=insecure, cancel=cancel
+                )
+            except BaseException:
+                response.discard()
+                raise
             if answer is None:
                 return response, header
             response.discard()

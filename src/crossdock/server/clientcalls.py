@@ -21,14 +21,16 @@ from crossdock.errors import ContextError, CrossdockError
 from crossdock.registry.credentials import Credential, Credentials
 from crossdock.secret import Secret
 from crossdock.server.streams import session_failure
+from crossdock.server.tokens import SessionTokens, TokenQuestion
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import BinaryIO
 
     from crossdock.buildkit.rpc.channel import Call, Message
     from crossdock.cancel import CancelToken
     from crossdock.server.sessions import ClientSession
+    from crossdock.server.tokens import TokenPool
 
 M = TypeVar("M", bound="Message")
 
@@ -61,9 +63,10 @@ def unary_call(
 class ClientCredentials(Credentials):
     """Logins asked of the client, host by host, when a registry first wants one."""
 
-    def __init__(self, find: Callable[[CancelToken], ClientSession]) -> None:
+    def __init__(self, find: Callable[[CancelToken], ClientSession], pool: TokenPool) -> None:
         super().__init__(env={})
         self._find = find
+        self._tokens = SessionTokens(find, pool)
         # Guards _known.
         self._known_lock = threading.Lock()
         self._known: dict[str, Credential | None] = {}
@@ -79,6 +82,20 @@ class ClientCredentials(Credentials):
         found = self._ask(domain, cancel)
         with self._known_lock:
             return self._known.setdefault(domain, found)
+
+    def bearer_token(
+        self, domain: str, *, realm: str, service: str, scopes: Sequence[str], cancel: CancelToken
+    ) -> tuple[Secret, float] | None:
+        """Return a token that the client has fetched; ``None`` when it tells its logins instead.
+
+        Raises: SessionLost; ContextError with the client's words; the token's cause.
+        """
+        question = TokenQuestion(_HUB.get(domain, domain), realm, service, frozenset(scopes))
+        try:
+            return self._tokens.get(question, cancel)
+        except RpcError as exc:
+            session = self._find(cancel)
+            raise session_failure(session, exc, f"asking the client for a token for {domain}") from exc
 
     def places(self) -> str:
         """Name where logins come from, for messages."""

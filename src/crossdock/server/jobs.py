@@ -28,8 +28,8 @@ from crossdock.server.clientstore import ClientLayouts
 from crossdock.server.containers import JobContainers
 from crossdock.server.failures import Missing
 from crossdock.server.locals import ClientDirectories
-from crossdock.server.policies import job_policies
 from crossdock.server.options import FrontendRules
+from crossdock.server.policies import job_policies
 from crossdock.server.sessions import SessionLost
 from crossdock.server.statuslog import StatusLog
 
@@ -230,7 +230,9 @@ class Job:
     def _client(self, cancel: CancelToken) -> RegistryClient:
         from crossdock.registry import Credentials, RegistryClient
 
-        credentials = ClientCredentials(self.session) if self.session_id else Credentials.none()
+        credentials = (
+            ClientCredentials(self.session, self.sessions.tokens) if self.session_id else Credentials.none()
+        )
         return RegistryClient(config=self._registry, credentials=credentials, cancel=cancel)
 
     def _wake(self) -> None:

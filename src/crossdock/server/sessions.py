@@ -15,6 +15,7 @@ from crossdock.buildkit.rpc.channel import Channel
 from crossdock.buildkit.rpc.messages import prefixed
 from crossdock.buildkit.rpc.status import UNAVAILABLE, RpcError
 from crossdock.errors import ContextError, UsageError
+from crossdock.server.tokens import TokenPool
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -171,6 +172,8 @@ class SessionManager:
     """The sessions of all clients."""
 
     def __init__(self) -> None:
+        #: tokens that sessions of the same logins share
+        self.tokens = TokenPool()
         # Guards _sessions and _closing; notified when a session arrives or goes.
         self._changed = threading.Condition()
         self._sessions: dict[str, ClientSession] = {}
