@@ -113,6 +113,7 @@ def make_request(
     cache_to: Iterable[str],
     attests: Iterable[str] | Mapping[str, Mapping[str, str] | None],
     build_args: Mapping[str, str],
+    labels: Mapping[str, str],
     **rest: object,
 ) -> BuildRequest:
     """Check arguments and make the request; the one border between what users write and what drivers get.
@@ -138,6 +139,11 @@ def make_request(
     args = {"SOURCE_DATE_EPOCH": epoch, **build_args} if epoch else dict(build_args)
     args.update(proxy_build_args(args))
     is_text = isinstance(dockerfile, bytes)
+    if os.environ.get("BUILDX_GIT_LABELS"):
+        from crossdock.builders.gitinfo import git_labels
+
+        found = git_labels(context, None if isinstance(dockerfile, bytes) else dockerfile)
+        labels = {**found, **labels}
     fields = {
         "context": context,
         "dockerfile": "" if is_text or dockerfile is None else dockerfile,
@@ -146,6 +152,7 @@ def make_request(
         "platforms": parse_platforms(list(platforms)),
         "outputs": tuple(specs),
         "build_args": args,
+        "labels": labels,
         "cache_from": parse.parse_cache_entries(cache_from),
         "cache_to": parse.parse_cache_entries(cache_to),
         "attests": dict(attests.items()) if hasattr(attests, "items") else parse.parse_attests(attests),

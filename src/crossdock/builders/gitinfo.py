@@ -1,6 +1,6 @@
 """What a local context's repository says of it: ``vcs:source``, ``vcs:revision`` and where in it directories lie.
 
-Spec: docker/buildx ``build/git.go``; environment ``BUILDX_GIT_INFO``, ``BUILDX_GIT_CHECK_DIRTY``.
+Spec: docker/buildx ``build/git.go``; environment ``BUILDX_GIT_INFO``, ``BUILDX_GIT_CHECK_DIRTY``, ``BUILDX_GIT_LABELS``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from crossdock.cancel import CancelToken
 
-__all__ = ["git_attributes"]
+__all__ = ["git_attributes", "git_labels"]
+
+_LABELS = "org.opencontainers.image."
 
 _FALSE = frozenset({"0", "f", "F", "false", "FALSE", "False"})
 _TRUE = frozenset({"1", "t", "T", "true", "TRUE", "True"})
@@ -39,21 +41,41 @@ def git_attributes(directories: Mapping[str, Path], cancel: CancelToken) -> dict
     root = _git(context, "rev-parse", "--show-toplevel")
     if not root:
         return {}
-    found: dict[str, str] = {}
-    revision = _git(context, "rev-parse", "--verify", "-q", "HEAD")
-    if revision:
-        dirty = os.environ.get("BUILDX_GIT_CHECK_DIRTY", "") in _TRUE and _git(
-            context, "status", "--porcelain"
-        )
-        found["vcs:revision"] = revision + ("-dirty" if dirty else "")
-    source = _remote(context)
-    if source:
-        found["vcs:source"] = source
+    pairs = {"vcs:revision": _revision(context), "vcs:source": _remote(context)}
+    found = {k: v for k, v in pairs.items() if v}
     for name, directory in directories.items():
         inside = os.path.relpath(os.path.realpath(directory), root)
         if inside != ".." and not inside.startswith("../"):
             found[f"vcs:localdir:{name.removeprefix('context:')}"] = inside
     return found
+
+
+def git_labels(context: str, dockerfile: str | None) -> dict[str, str]:
+    """Return the labels that ``BUILDX_GIT_LABELS`` has images get: revision, remote, and where the Dockerfile is.
+
+    None unless it is set, and for what is no directory of a repository. Raises: ContextError.
+    """
+    wanted = os.environ.get("BUILDX_GIT_LABELS", "")
+    if wanted not in _TRUE and wanted != "full":
+        return {}
+    if not os.path.isdir(context) or shutil.which("git") is None:
+        return {}
+    root = _git(context, "rev-parse", "--show-toplevel")
+    if not root:
+        return {}
+    place = os.path.relpath(os.path.realpath(dockerfile or os.path.join(context, "Dockerfile")), root)
+    pairs = {
+        f"{_LABELS}revision": _revision(context),
+        f"{_LABELS}source": _remote(context),
+        "com.docker.image.source.entrypoint": "" if place.startswith("..") else place,
+    }
+    return {k: v for k, v in pairs.items() if v}
+
+
+def _revision(context: str) -> str:
+    revision = _git(context, "rev-parse", "--verify", "-q", "HEAD")
+    checked = revision and os.environ.get("BUILDX_GIT_CHECK_DIRTY", "") in _TRUE
+    return f"{revision}-dirty" if checked and _git(context, "status", "--porcelain") else revision
 
 
 def _remote(context: str) -> str:

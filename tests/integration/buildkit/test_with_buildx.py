@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from crossdock.buildkit import Client
 from integration.buildkit.test_container import _BUILDCTL, _BUILDKITD, IMAGE, import_image, volumes
 from support.relays import Relay, grpc_of
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import services
+    from crossdock.buildkit.history import HistoryRecord
     from support.cli import Crossdock
     from support.servers import DockerCli
 
@@ -123,6 +125,85 @@ def test_metadata_has_the_same_keys(
     for document in (found, wanted):
         ref = document["buildx.build.ref"].rpartition("/")[2]
         assert f"{ref} context Completed" in listed
+
+
+def last_record(relay: Relay) -> HistoryRecord:
+    with Client(relay.address) as client:
+        return client.history()[0]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--label", "a=b", "--build-arg", "A=1", "--target", "one"],
+        ["--build-context", "named=other", "--build-context", "context=other"],
+        ["--no-cache", "--pull", "--platform", "linux/amd64,linux/arm64"],
+        ["--no-cache-filter", "one,two", "--network", "none", "--shm-size", "64m"],
+        ["--ulimit", "nofile=1024:2048", "--cgroup-parent", "/x", "--add-host", "h:1.2.3.4"],
+        ["--build-arg", "BUILDKIT_MULTI_PLATFORM=1", "--build-arg", "BUILDKIT_INLINE_CACHE=1"],
+        ["--provenance=false", "--allow", "network.host", "--network", "host"],
+    ],
+    ids=lambda flags: flags[0].removeprefix("--"),
+)
+def test_a_daemon_is_asked_the_same_by_both(
+    relayed: Relay,
+    crossdock: Crossdock,
+    buildx: Callable[..., str],
+    context: Path,
+    tmp_path: Path,
+    flags: list[str],
+) -> None:
+    """What the daemon's history keeps of a build: its attributes and exporters."""
+    (context / "Dockerfile").write_text("FROM scratch AS one\nCOPY a /a\nFROM one AS two\n")
+    (tmp_path / "other").mkdir()
+    flags = [f.replace("=other", f"={tmp_path}/other") for f in flags]
+    repository(context)
+    crossdock("create", "--name", "b", "--driver", "remote", "--use", relayed.address).ok()
+    command = ("build", "-o", f"type=oci,dest={tmp_path}/x.tar", *flags, context)
+    buildx(*command)
+    theirs = last_record(relayed)
+    crossdock(*command).ok()
+    ours = last_record(relayed)
+    assert ours.ref != theirs.ref
+    # 0.13 has no key for named directories, so that each of its builds sends them anew.
+    found = {k: v for k, v in ours.frontend_attrs.items() if not k.startswith("sharedkey:")}
+    assert found == dict(theirs.frontend_attrs)
+    assert ours.exporters == theirs.exporters
+    assert found["vcs:source"] == "https://git.example/app.git"
+
+
+def repository(folder: Path) -> None:
+    for command in (
+        ["init", "-q"],
+        ["add", "."],
+        ["-c", "user.name=n", "-c", "user.email=e@x", "commit", "-qm", "one"],
+        ["remote", "add", "origin", "https://git.example/app.git"],
+    ):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+
+
+@pytest.mark.parametrize("mode", ["", "min", "max", "disabled"])
+@pytest.mark.parametrize("version", ["v0.2", "v1"])
+def test_provenance_in_the_metadata(
+    relayed: Relay, crossdock: Crossdock, context: Path, tmp_path: Path, mode: str, version: str
+) -> None:
+    """As buildx from 0.14 on writes it: SLSA v0.2, in `min` without steps and metadata."""
+    crossdock("create", "--name", "b", "--driver", "remote", "--use", relayed.address).ok()
+    file = tmp_path / "metadata.json"
+    flags = ("--provenance", f"mode=max,version={version}", "-o", f"type=oci,dest={tmp_path}/x.tar")
+    environment = {"BUILDX_METADATA_PROVENANCE": mode}
+    crossdock("build", *flags, "--metadata-file", file, context, env=environment).ok()
+    found = json.loads(file.read_text()).get("buildx.build.provenance")
+    if mode == "disabled":
+        assert found is None
+        return
+    assert found["buildType"] == "https://mobyproject.org/buildkit@v1"
+    assert found["invocation"]["parameters"]["frontend"] == "dockerfile.v0"
+    assert found["invocation"]["environment"]["platform"].startswith("linux/")
+    assert ("buildConfig" in found, "metadata" in found) == (mode == "max", mode == "max")
+    kept = crossdock("history", "inspect", "attachment", "--type", "provenance").ok().out
+    if mode == "max" and "buildType" in json.loads(kept):
+        assert found == json.loads(kept)
 
 
 def test_a_container_of_one_is_that_of_the_other(

@@ -14,6 +14,7 @@ from crossdock.errors import BuilderError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from crossdock.builders.drivers.plan import Plan
     from crossdock.builders.request import BuildRequest
     from crossdock.buildkit.client import WorkerInfo
     from crossdock.errors import CrossdockError
@@ -22,6 +23,7 @@ __all__ = [
     "attestation_attrs",
     "check_attestations",
     "check_classic",
+    "check_frontend",
     "check_outputs",
     "check_policy",
     "check_prune",
@@ -37,6 +39,11 @@ _GATEWAY_LABEL = "org.mobyproject.buildkit.worker.moby.host-gateway-ip"
 _CLASSIC_HINT = "use --builder embedded, or switch the Engine to the containerd image store"
 #: cache types and the versions that have them
 _CACHES = {"gha": "v0.10", "s3": "v0.11", "azblob": "v0.11"}
+#: what is asked of frontends, and the versions whose own frontend does it
+_FRONTEND_CAPS = {
+    "contexts": ("named contexts", "v0.10"),
+    "gitquerystring": ("Git URLs with a query", "v0.24"),
+}
 _DEFAULT_PROVENANCE = "mode=min,inline-only=true"
 
 
@@ -97,8 +104,28 @@ def check_classic(request: BuildRequest) -> None:
         raise BuilderError(summary, hint=_CLASSIC_HINT)
 
 
+def check_frontend(plan: Plan, caps: frozenset[str], *, name: str) -> None:
+    """Refuse what a daemon's frontend is too old to be asked, and would ignore, unless it hands over to another frontend.
+
+    Raises: BuilderError.
+    """
+    wanted = plan.attrs.get("frontend.caps", "")
+    if not wanted or "frontend.caps" in caps or plan.frontend != "dockerfile.v0":
+        return
+    from crossdock.builders.localpaths import LocalFiles
+    from crossdock.dockerfile.directives import detect_syntax
+
+    text = LocalFiles(plan.directories).read_file(plan.attrs["filename"], local="dockerfile")
+    if text is None or detect_syntax(text) is None:
+        what, version = _FRONTEND_CAPS["contexts" if "contexts" in wanted else "gitquerystring"]
+        raise _too_old(name, what, version)
+
+
 def explained(exc: CrossdockError, *, name: str) -> BuilderError | None:
     """Return the clearer error of a refusal that means that the daemon is too old; ``None`` for any other."""
+    for cap, (what, version) in _FRONTEND_CAPS.items():
+        if f"unsupported frontend capability moby.buildkit.frontend.{cap}" in exc.summary:
+            return _too_old(name, what, version)
     for kind, version in _CACHES.items():
         if f'cache exporter: "{kind}"' in exc.summary or f'cache importer: "{kind}"' in exc.summary:
             return _too_old(name, f"caches of type {kind}", version)

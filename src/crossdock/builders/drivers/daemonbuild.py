@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from crossdock.builders.drivers.abilities import (
     attestation_attrs,
     check_attestations,
+    check_frontend,
     check_outputs,
     check_policy,
     explained,
@@ -103,6 +104,7 @@ class DaemonBuild:
         check_outputs(len(self._outputs.exports), gateway.llb_caps, name=self._name)
         check_attestations(self._request, gateway.llb_caps, classic=self._classic, name=self._name)
         check_policy(self._request, gateway.llb_caps, name=self._name)
+        check_frontend(self._plan, gateway.caps, name=self._name)
         self.result = gateway.solve(
             frontend=self._plan.frontend,
             frontend_opt=self._plan.attrs,

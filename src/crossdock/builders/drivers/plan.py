@@ -115,6 +115,7 @@ def _contexts(
     _main_context(request, plan, dirs, stdin)
     _dockerfile(request, plan, dirs)
     for name, value in request.named_contexts.items():
+        _need(plan, "moby.buildkit.frontend.contexts+forward")
         plan.attrs[f"context:{name}"] = _named(name, value, dirs, plan)
         _git_query(plan, f"context:{name}", value)
     plan.directories = {name: local.path for name, local in dirs.items()}
@@ -185,6 +186,12 @@ def _scratch(plan: Plan) -> Path:
     return Path(plan.stack.enter_context(tempfile.TemporaryDirectory(prefix="crossdock-")))
 
 
+def _need(plan: Plan, cap: str) -> None:
+    """Have the frontend refuse, or hand over with ``+forward``, what it does not know."""
+    known = plan.attrs.get("frontend.caps", "").split(",")
+    plan.attrs["frontend.caps"] = ",".join(sorted({cap, *filter(None, known)}))
+
+
 def _git_query(plan: Plan, attribute: str, url: str) -> None:
     """Git URLs with a query are for frontends that read it; on demand they are solved from a definition of ours."""
     if "?" not in url.partition("#")[0]:
@@ -196,9 +203,7 @@ def _git_query(plan: Plan, attribute: str, url: str) -> None:
     if not isinstance(spec, GitContext):
         return
     if not is_true(os.environ.get("BUILDX_SEND_GIT_QUERY_AS_INPUT", "")):
-        cap = "moby.buildkit.frontend.gitquerystring" + ("" if attribute == "context" else "+forward")
-        known = plan.attrs.get("frontend.caps", "").split(",")
-        plan.attrs["frontend.caps"] = ",".join(sorted({cap, *filter(None, known)}))
+        _need(plan, "moby.buildkit.frontend.gitquerystring" + ("" if attribute == "context" else "+forward"))
         return
     definition = marshal(context_output(spec))
     plan.attrs[f"input:{attribute}"] = url
