@@ -6,16 +6,16 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from crossdock.cli.command import command as make_command
-from crossdock.cli.command import flag
 from crossdock.cli.common import embedded_aware_builder
+from crossdock.cli.declare import command as make_command
+from crossdock.cli.declare import flag
 from crossdock.errors import StepFailed
 
 if TYPE_CHECKING:
     from crossdock.api import Builder
     from crossdock.builders.request import BuildRequest
     from crossdock.builders.result import BuildResult
-    from crossdock.cli.command import Globals
+    from crossdock.cli.declare import Globals
 
 __all__ = ["command"]
 

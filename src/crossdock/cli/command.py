@@ -14,30 +14,28 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from crossdock.cli.declare import FALSE, TRUE, Declared, Globals, command, flag
 from crossdock.errors import UsageError
 from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
+    from crossdock.cli.declare import FlagSpec
     from crossdock.cli.help import FlagLine
 
-__all__ = ["Command", "Flag", "Globals", "Group", "SubCommand", "command", "experimental", "flag"]
-
-
-class Globals:
-    """What the root options and the way of invocation say; one per process, shared by all commands."""
-
-    __slots__ = ("builder", "builder_from_flag", "debug", "plugin", "program")
-
-    def __init__(self, *, program: str, plugin: bool, debug: bool = False) -> None:
-        #: how the user calls us, e.g. ``docker buildx``
-        self.program = program
-        #: run by the docker CLI
-        self.plugin = plugin
-        self.builder: str | None = os.environ.get("BUILDX_BUILDER") or None
-        self.builder_from_flag = False
-        self.debug = debug
+__all__ = [
+    "Command",
+    "Flag",
+    "Globals",
+    "Group",
+    "SubCommand",
+    "as_click",
+    "command",
+    "experimental",
+    "flag",
+    "go_style",
+]
 
 
 def experimental() -> bool:
@@ -82,31 +80,20 @@ class Flag(click.Option):
         return f"{self.help} (default {quoted})"
 
 
-def flag(*names: str, kind: str = "string", default: str = "", **attrs: Any) -> Callable[[Any], Any]:
-    """Declare a flag: ``kind`` is pflag's type name and chooses how the value is read.
-
-    ``bool`` is a switch, ``stringArray``/``strings``/``filter``/``ulimit``/``list`` may be repeated, ``bytes`` and
-    ``duration`` become integers and seconds; anything else is a string. ``default`` is the text shown in help.
-    """
-    if kind == "bool":
-        attrs.setdefault("is_flag", True)
-        attrs.setdefault("default", default == "true")
-    elif kind in ("stringArray", "strings", "filter", "ulimit", "list"):
-        attrs.setdefault("multiple", True)
-    elif kind in ("bytes", "duration"):
+def _flag(spec: FlagSpec) -> Flag:
+    """Make click's form of a declared flag."""
+    attrs: dict[str, Any] = {"help": spec.help or None, "hidden": spec.hidden}
+    if spec.kind == "bool":
+        attrs |= {"is_flag": True, "default": spec.default == "true"}
+    elif spec.repeated:
+        attrs["multiple"] = True
+    elif spec.kind in ("bytes", "duration"):
         from crossdock.cli.values import BYTES, DURATION
 
-        attrs.setdefault("type", BYTES if kind == "bytes" else DURATION)
-        attrs.setdefault("default", default or "0")
-    elif default:
-        attrs.setdefault("default", default)
-
-    def decorate(function: Any) -> Any:
-        params = function.__dict__.setdefault("__crossdock_params__", [])
-        params.insert(0, Flag(*names, kind=kind, shown_default=default, **attrs))
-        return function
-
-    return decorate
+        attrs |= {"type": BYTES if spec.kind == "bytes" else DURATION, "default": spec.default or "0"}
+    elif spec.default:
+        attrs["default"] = spec.default
+    return Flag(*spec.names, kind=spec.kind, shown_default=spec.default, **attrs)
 
 
 class Command(click.Command):
@@ -150,47 +137,34 @@ class Command(click.Command):
         return "\nOptions:\n" + format_flags([f.line() for f in flags])
 
 
-def command(
-    usage: str,
-    *,
-    args: tuple[int, int | None] = (0, 0),
-    aliases: tuple[str, ...] = (),
-    builder: bool = True,
-    hidden: bool = False,
-) -> Callable[[Callable[..., Any]], Command]:
-    """Make a :class:`Command` of a function ``(globals_, args, **flags)``; its docstring is the help.
+def as_click(declared: Declared) -> Command:
+    """Make click's form of a declared command."""
+    function, args = declared.function, declared.args
+    params: list[click.Parameter] = [_flag(spec) for spec in declared.flags]
+    params += _persistent_flags(builder=declared.builder)
+    params.sort(key=lambda p: p.long.lstrip("-") if isinstance(p, Flag) else "")
+    params.append(click.Argument(["args"], nargs=-1, type=click.UNPROCESSED))
 
-    ``usage`` starts with the command's name; ``builder`` adds the persistent ``--builder`` flag. ``args`` is left out
-    of the call for a command without arguments.
-    """
+    def call(**values: Any) -> Any:
+        globals_ = click.get_current_context().find_object(Globals)
+        if globals_ is None:
+            msg = "a command ran without its root"
+            raise UsageError(msg)
+        if args == (0, 0):
+            del values["args"]
+        return function(globals_, **values)
 
-    def decorate(function: Callable[..., Any]) -> Command:
-        params: list[click.Parameter] = list(function.__dict__.get("__crossdock_params__", ()))
-        params += _persistent_flags(builder=builder)
-        params.sort(key=lambda p: p.long.lstrip("-") if isinstance(p, Flag) else "")
-        params.append(click.Argument(["args"], nargs=-1, type=click.UNPROCESSED))
-
-        def call(**values: Any) -> Any:
-            globals_ = click.get_current_context().find_object(Globals)
-            if globals_ is None:
-                msg = "a command ran without its root"
-                raise UsageError(msg)
-            if args == (0, 0):
-                del values["args"]
-            return function(globals_, **values)
-
-        made = Command(
-            name=usage.split()[0],
-            params=params,
-            callback=call,
-            help=(function.__doc__ or "").strip(),
-            hidden=hidden,
-            context_settings={"help_option_names": []},
-        )
-        made.usage_line, made.arg_range, made.aliases, made.builder_flag = usage, args, aliases, builder
-        return made
-
-    return decorate
+    made = Command(
+        name=declared.usage.split()[0],
+        params=params,
+        callback=call,
+        help=(function.__doc__ or "").strip(),
+        hidden=declared.hidden,
+        context_settings={"help_option_names": []},
+    )
+    made.usage_line, made.arg_range = declared.usage, args
+    made.aliases, made.builder_flag = declared.aliases, declared.builder
+    return made
 
 
 def _persistent_flags(*, builder: bool) -> list[click.Parameter]:
@@ -288,7 +262,7 @@ class Group(click.Group):
 
         module, _, attribute = sub.target.partition(":")
         found = getattr(import_module(module), attribute or "command")
-        return cast("click.Command", found)
+        return as_click(found) if isinstance(found, Declared) else cast("click.Command", found)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -338,10 +312,6 @@ def _did_you_mean(word: str, names: Sequence[str] | dict[str, SubCommand]) -> st
     return f"did you mean {close[0]!r}?" if close else None
 
 
-_TRUE = frozenset(["1", "t", "T", "true", "TRUE", "True"])
-_FALSE = frozenset(["0", "f", "F", "false", "FALSE", "False"])
-
-
 def go_style(args: list[str], params: Sequence[click.Parameter], *, interspersed: bool = True) -> list[str]:
     """Rewrite pflag's spellings that click does not read: ``--switch=BOOL`` and ``-x=value``.
 
@@ -361,10 +331,10 @@ def go_style(args: list[str], params: Sequence[click.Parameter], *, interspersed
         if known is None:
             out.append(_glued_short(arg, flags))
         elif known.is_flag and equals:
-            if value not in _TRUE | _FALSE:
+            if value not in TRUE | FALSE:
                 summary = f'invalid argument "{value}" for "{_both_names(known)}" flag: not a boolean'
                 raise UsageError(summary, hint="write true or false")
-            out += [name] if value in _TRUE else known.secondary_opts[:1]
+            out += [name] if value in TRUE else known.secondary_opts[:1]
         elif known.is_flag or equals:
             out += [name, value] if equals else [name]
         else:

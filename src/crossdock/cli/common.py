@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from crossdock.cli.command import flag
+from crossdock.cli.declare import flag
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from crossdock.api import Builder
     from crossdock.builders.model import NodeGroup
     from crossdock.builders.request import BuildRequest
-    from crossdock.cli.command import Globals
+    from crossdock.cli.declare import Globals
 
 __all__ = ["chosen_builder", "confirm", "embedded_aware_builder", "enter_worker", "notice", "timeout_flag"]
 

@@ -9,13 +9,13 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-import click
-
-from crossdock.cli.command import Globals
+from crossdock.cli.declare import Globals
 from crossdock.errors import Cancelled, CrossdockError, InternalError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import click
 
 __all__ = ["run", "run_plugin"]
 
@@ -73,7 +73,28 @@ def _run(args: list[str], globals_: Globals) -> int:
     return code
 
 
+#: commands whose plain lines are read without click, for the time that takes; see ``cli.declare``
+_QUICK = frozenset(["build", "b"])
+
+
 def _dispatch(args: list[str], globals_: Globals) -> int:
+    if args and args[0] in _QUICK:
+        from crossdock.cli.build import command
+        from crossdock.cli.declare import read_plain
+
+        line = read_plain(command, args[1:])
+        if line is not None:
+            globals_.debug = globals_.debug or line.debug
+            if line.builder:
+                globals_.builder, globals_.builder_from_flag = line.builder, True
+            done = command.function(globals_, args=line.args, **line.values)
+            return done if isinstance(done, int) else 0
+    return _dispatch_by_click(args, globals_)
+
+
+def _dispatch_by_click(args: list[str], globals_: Globals) -> int:
+    import click
+
     from crossdock.cli.root import make_root
 
     root = make_root()
@@ -90,6 +111,8 @@ def _dispatch(args: list[str], globals_: Globals) -> int:
 
 
 def _usage_error(exc: click.ClickException) -> CrossdockError:
+    import click
+
     ctx = getattr(exc, "ctx", None)
     hint = f"run '{ctx.command_path} --help' for more information" if ctx is not None else None
     if isinstance(exc, click.NoSuchOption):

@@ -75,7 +75,7 @@ def _noted_flags(function: Callable[..., Any]) -> Callable[..., Any]:
 @flag("--oci-worker-net", help="Network of steps that ask for none: host, or bridge for one of their own")
 @flag("--oci-worker-binary", help="OCI runtime, by name or path")
 @flag("--step-deadline", help="Time without output and CPU use that ends an emulated step, e.g. 10m")
-@flag("--oci-worker-gc", kind="bool", default="true", help="Collect garbage", expose_value=True)
+@flag("--oci-worker-gc", kind="bool", default="true", help="Collect garbage")
 @flag("--oci-worker-gc-keepstorage", help="Megabytes that the cache may keep: RESERVED[,FREE[,MAXIMUM]]")
 @flag("--log-format", help="text or json")
 @flag("--log-level", help="debug, info, warn or error")
