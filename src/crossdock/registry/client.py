@@ -12,10 +12,11 @@ import hashlib
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
-from crossdock.errors import ConfigError, DigestMismatch, RegistryError
+from crossdock.errors import ConfigError, DigestMismatch, NotFoundError, RegistryError
 from crossdock.image.descriptor import Descriptor
 from crossdock.image.digest import Digest, parse_digest
 from crossdock.image.mediatypes import DOCKER_INDEX, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
+from crossdock.record import NamedTuple
 from crossdock.registry.exchange import Exchange
 from crossdock.registry.http1 import BodyTooLarge
 from crossdock.registry.session import Request, Session
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from crossdock.registry.transport import Timeouts
     from crossdock.registry.upload import PushOutcome
 
-__all__ = ["MAX_MANIFEST", "RegistryClient"]
+__all__ = ["MAX_MANIFEST", "RegistryClient", "Tagged"]
 
 #: bytes; what docker and containerd accept at most
 MAX_MANIFEST = 4 * 1024 * 1024
@@ -45,6 +46,15 @@ _MANIFEST_ACCEPT = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANI
 _READ_ATTEMPTS = 3
 
 _T = TypeVar("_T")
+
+
+class Tagged(NamedTuple):
+    """A manifest as a registry gave it."""
+
+    descriptor: Descriptor
+    raw: bytes
+    #: the entity tag, ``""`` when the registry gave none
+    etag: str
 
 
 class RegistryClient:
@@ -106,15 +116,32 @@ class RegistryClient:
         """
         return self._from_first(ref, lambda endpoint: self._fetch_at(endpoint, ref))
 
-    def push_manifest(self, ref: Reference, descriptor: Descriptor, raw: bytes) -> None:
+    def read_tag(self, ref: Reference) -> Tagged | None:
+        """Return what ``ref`` leads to in the registry itself, never a mirror; ``None`` when nothing does.
+
+        Made for replacing it: see ``instead_of`` of :meth:`push_manifest`.
+        Raises: AuthError, RegistryError; DigestMismatch; the token's cause.
+        """
+        endpoint = self._config.endpoints(ref.domain, pull=False, insecure=self._insecure)[-1]
+        try:
+            return self._read_at(endpoint, ref)
+        except NotFoundError:
+            return None
+
+    def push_manifest(
+        self, ref: Reference, descriptor: Descriptor, raw: bytes, *, instead_of: Tagged | None = None
+    ) -> None:
         """Store a manifest under the reference's digest, else its tag.
 
+        ``instead_of`` asks the registry to store it only if the tag still leads there (``If-Match``); one that does not
+        know conditions stores it anyway, one that does fails with status 412.
         The error of a registry that lacks a part has code ``MANIFEST_BLOB_UNKNOWN`` or ``MANIFEST_UNKNOWN``.
         Raises: AuthError, NotFoundError, RegistryError; DigestMismatch; the token's cause.
         """
         endpoint = self._config.endpoints(ref.domain, pull=False, insecure=self._insecure)[-1]
+        condition = {"If-Match": instead_of.etag} if instead_of is not None and instead_of.etag else {}
         request = self._manifest("PUT", endpoint, ref)._replace(
-            headers={"Content-Type": descriptor.media_type},
+            headers={"Content-Type": descriptor.media_type, **condition},
             body=raw,
             scopes=(_scope(ref.path, "pull,push"),),
             action="push",
@@ -267,6 +294,10 @@ class RegistryClient:
         return found if found is not None else self._fetch_at(endpoint, ref)[0]
 
     def _fetch_at(self, endpoint: Endpoint, ref: Reference) -> tuple[Descriptor, bytes]:
+        found = self._read_at(endpoint, ref)
+        return found.descriptor, found.raw
+
+    def _read_at(self, endpoint: Endpoint, ref: Reference) -> Tagged:
         request = self._manifest("GET", endpoint, ref)
         raw, response = self._read_manifest(request)
         announced = response.header("docker-content-digest")
@@ -280,7 +311,9 @@ class RegistryClient:
         if not raw:
             raise self._broken(request, "sent an empty manifest")
         media_type = response.header("content-type").partition(";")[0].strip()
-        return Descriptor(media_type, digest, len(raw)), raw
+        etag = response.header("etag")
+        # A weak one never matches.
+        return Tagged(Descriptor(media_type, digest, len(raw)), raw, etag if etag.startswith('"') else "")
 
     def _read_manifest(self, request: Request) -> tuple[bytes, Response]:
         """Read a manifest; one that is cut off is asked for again."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -222,6 +224,55 @@ class TestMerging:
             thread.join()
         for number, folder in enumerate(contexts):
             assert steps_run(builder(f"fresh{number}", folder, "--cache-from", source).err) == set()
+
+    def test_what_a_local_cache_no_longer_lists_goes_when_it_is_old(
+        self, builder: Builder, context: Path, tmp_path: Path
+    ) -> None:
+        where = tmp_path / "cache"
+        blobs = where / "blobs/sha256"
+
+        def export(text: str) -> set[str]:
+            (context / "a.txt").write_text(text)
+            builder("one", context, "--cache-to", f"type=local,dest={where},mode=max,merge=false")
+            return {path.name for path in blobs.iterdir()}
+
+        first = export("one")
+        second = export("two")
+        assert first < second, "others may still read it"
+        for path in blobs.iterdir():
+            os.utime(path, ns=(time.time_ns() - 7200 * 10**9,) * 2)
+        third = export("three")
+        assert (second - first) - third, "what only the second export listed"
+        assert first & third, "what all of them list"
+        fresh = builder("two", context, "--cache-from", f"type=local,src={where}", dest=tmp_path / "x.tar")
+        assert steps_run(fresh.err) == set()
+
+    def test_builds_that_reset_at_once_leave_a_whole_cache(
+        self, builder: Builder, base: BaseImages, tmp_path: Path
+    ) -> None:
+        """Each removes what no index lists: also what another one has just written and not listed yet."""
+        where = tmp_path / "cache"
+        contexts = []
+        for name in ("x", "y", "z", "w"):
+            folder = tmp_path / f"context-{name}"
+            folder.mkdir()
+            (folder / "Dockerfile").write_text(CONTEXT.format(base=base.index))
+            (folder / "a.txt").write_text(name)
+            (folder / "b.txt").write_text(name)
+            contexts.append(folder)
+        option = f"type=local,dest={where},mode=max,reset=true"
+        threads = [threading.Thread(target=builder, args=(f.name, f, "--cache-to", option)) for f in contexts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        listed = json.loads((where / "index.json").read_text())["manifests"][0]["digest"]
+        manifest = json.loads((where / "blobs/sha256" / listed[7:]).read_text())
+        for layer in manifest["layers"]:
+            assert (where / "blobs/sha256" / layer["digest"][7:]).stat().st_size == layer["size"]
+        for number, folder in enumerate(contexts):
+            done = builder(f"fresh{number}", folder, "--cache-from", f"type=local,src={where}")
+            assert steps_run(done.err) == set()
 
     def test_reset_drops_what_is_no_longer_listed(
         self, builder: Builder, context: Path, tmp_path: Path

@@ -152,6 +152,43 @@ def test_pushing_is_one_request_that_carries_the_exact_bytes(
     assert (got.body, got.headers["content-type"]) == (RAW, OCI_INDEX)
 
 
+@pytest.mark.parametrize(
+    ("etag", "sent"), [('"v1"', '"v1"'), ('W/"v1"', None), ("", None)], ids=["strong", "weak", "none"]
+)
+def test_a_tag_is_replaced_only_if_it_still_leads_there(
+    server: ScriptedServer, make_client: Make, etag: str, sent: str | None
+) -> None:
+    there = Reply(200, RAW, {**GOOD.headers, **({"etag": etag} if etag else {})})
+    server.on("GET", PATH, there).on("PUT", PATH, Reply(201))
+    client, name = make_client(), parse_reference(ref(server))
+    found = client.read_tag(name)
+    assert found is not None
+    assert (found.descriptor.digest, found.raw) == (DIGEST, RAW)
+    client.push_manifest(name, Descriptor(OCI_MANIFEST, DIGEST, len(RAW)), RAW, instead_of=found)
+    assert server.got[-1].headers.get("if-match") == sent
+
+
+def test_a_tag_that_leads_elsewhere_by_now_is_left_alone(server: ScriptedServer, make_client: Make) -> None:
+    server.on("GET", PATH, Reply(200, RAW, {**GOOD.headers, "etag": '"v1"'}))
+    server.on("PUT", PATH, error_reply(412, "PRECONDITION"))
+    client, name = make_client(), parse_reference(ref(server))
+    found = client.read_tag(name)
+    with pytest.raises(RegistryError) as caught:
+        client.push_manifest(name, Descriptor(OCI_MANIFEST, DIGEST, len(RAW)), RAW, instead_of=found)
+    assert caught.value.status == 412
+    assert server.lines() == [f"GET {PATH}", f"PUT {PATH}"], "it is not tried again"
+
+
+def test_a_tag_to_be_replaced_is_read_from_the_registry_itself(
+    server: ScriptedServer, other: ScriptedServer, make_client: Make
+) -> None:
+    other.on("GET", PATH, GOOD)
+    server.on("GET", PATH, error_reply(404, "MANIFEST_UNKNOWN"))
+    hosts = {server.host: HostConfig(mirrors=(other.host,))}
+    assert make_client(hosts=hosts).read_tag(parse_reference(ref(server))) is None
+    assert other.lines() == []
+
+
 def test_a_manifest_stored_as_something_else_is_an_error(server: ScriptedServer, make_client: Make) -> None:
     server.on("PUT", PATH, Reply(201, b"", {"docker-content-digest": sha256_digest(b"x")}))
     with pytest.raises(DigestMismatch):

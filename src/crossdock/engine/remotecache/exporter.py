@@ -6,6 +6,7 @@ within bounds; who finds that somebody else wrote meanwhile merges again.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from crossdock.engine.exporters.blobs import LayerBlobs
@@ -52,8 +53,10 @@ __all__ = ["CacheExporter", "Solved"]
 
 # Each layer is compressed by several threads already.
 _COMPRESSING = 2
-_ATTEMPTS = 8
+#: merges when others write at the same time; of many writers one gets through each time
+_ATTEMPTS = 16
 _RETRY_S = 0.1
+_LONGEST_RETRY_S = 1.0
 _PARTS_MISSING = frozenset({"MANIFEST_BLOB_UNKNOWN", "BLOB_UNKNOWN", "MANIFEST_UNKNOWN", "MANIFEST_INVALID"})
 
 
@@ -152,7 +155,7 @@ class CacheExporter:
             return {}
         self._write_layers(backend, own, sent, report)
         with backend.lock(self._context.cancel):
-            return self._merge(backend, own, options, report)
+            return self._merge(backend, own, sent, options, report)
 
     def _base_of(self, use: MountUse) -> Sequence[LayerId] | None:
         """Return the layers that a cache mount starts from; ``None`` when that file system is not known."""
@@ -219,7 +222,12 @@ class CacheExporter:
     # --- merging ---
 
     def _merge(
-        self, backend: Backend, own: CacheConfig, options: ExportOptions, report: Report
+        self,
+        backend: Backend,
+        own: CacheConfig,
+        sent: Sequence[LayerToWrite],
+        options: ExportOptions,
+        report: Report,
     ) -> Mapping[str, str]:
         cancel = self._context.cancel
         suspicious = backend.checks_layers
@@ -236,9 +244,17 @@ class CacheExporter:
                 continue
             if response is not None:
                 return response
-            cancel.sleep(_RETRY_S * (attempt + 1))
-        summary = f"other builds kept writing to {backend.name}"
-        raise CacheError(summary, hint="build again, or export to a reference of its own", retryable=True)
+            # Not all at once again.
+            pause_s = min(_RETRY_S * (attempt + 1), _LONGEST_RETRY_S)
+            cancel.sleep(pause_s * (0.5 + os.urandom(1)[0] / 255))
+            if suspicious:
+                self._write_layers(backend, own, sent, report)  # somebody may have removed some
+        short = f"other builds kept writing to {backend.name}: it may lack what this one found out"
+        detail = (
+            "The layers are there. The next export adds what is missing, or export to a reference of its own."
+        )
+        self._context.sink.emit(VertexWarning(vertex=report.vertex, level=1, short=short, detail=(detail,)))
+        return {}
 
     def _there(self, backend: Backend, report: Report) -> Stored | None:
         try:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import nullcontext
+import re
+import time
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 __all__ = ["LocalBackend"]
 
 _CHUNK = 1 << 20
+#: nanoseconds for which what a new manifest no longer lists is left to those who read the old one
+_KEPT_NS = 3600 * 10**9
+_BLOB_NAME = re.compile("[0-9a-f]{64}")
 _REF_NAME = "org.opencontainers.image.ref.name"
 
 
@@ -139,7 +144,10 @@ class LocalBackend:
     def replace(
         self, config: CacheConfig, previous: str | None, report: Report, cancel: CancelToken
     ) -> Mapping[str, str] | None:
-        """Write config and manifest, then the index, under its lock."""
+        """Write config and manifest, then the index, under its lock; not if a layer that is to be listed is gone by now.
+
+        What only the manifest that is replaced led to is removed, unless it is new.
+        """
         import io
 
         from crossdock.image import gojson
@@ -149,8 +157,12 @@ class LocalBackend:
         try:
             self._path(documents.config.digest).parent.mkdir(parents=True, exist_ok=True)
             with lock_layout(self._root, cancel):
-                if previous not in (ANY, self._tagged()):
+                before = self._tagged()
+                if previous not in (ANY, before):
                     return None
+                listed = cacheconfig.describe_layers(config)
+                if not all(self.is_there(config.layers[digest], cancel) for digest in listed):
+                    return None  # somebody reset the layout: write it again
                 for what, blob, raw in (
                     ("config", documents.config, documents.config_raw),
                     (
@@ -165,13 +177,15 @@ class LocalBackend:
                 entry = replace(documents.manifest, annotations={_REF_NAME: self._tag})
                 put_index(self._root, [entry])
                 if self._reset:
-                    self._drop_unreferenced()
+                    self._drop_unreferenced(None)
+                elif before is not None:
+                    self._drop_unreferenced({before, *self._mentioned(before)})
         except OSError as exc:
             raise export_error(exc, exc.filename or str(self._root)) from exc
         return response
 
-    def _drop_unreferenced(self) -> None:
-        """Remove the blobs that no entry of the index leads to."""
+    def _drop_unreferenced(self, only: set[str] | None) -> None:
+        """Remove the blobs that no entry of the index leads to, with ``only`` old ones among these."""
         todo: list[str] = [entry.digest for entry in read_index(self._root / "index.json")]
         wanted: set[str] = set()
         while todo:
@@ -181,9 +195,13 @@ class LocalBackend:
             wanted.add(digest)
             todo += self._mentioned(digest)
         folder = self._root / "blobs" / "sha256"
-        for name in os.listdir(folder):
-            if f"sha256:{name}" not in wanted and len(name) == 64:
-                (folder / name).unlink(missing_ok=True)
+        names = os.listdir(folder) if only is None else [digest.removeprefix("sha256:") for digest in only]
+        newest_ns = time.time_ns() - _KEPT_NS
+        for name in filter(_BLOB_NAME.fullmatch, names):
+            path = folder / name
+            with suppress(FileNotFoundError):
+                if f"sha256:{name}" not in wanted and (only is None or path.stat().st_mtime_ns <= newest_ns):
+                    path.unlink()
 
     def _mentioned(self, digest: str) -> list[str]:
         """Return the digests that a manifest or index lists; nothing for other blobs."""

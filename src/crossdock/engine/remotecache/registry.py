@@ -1,7 +1,8 @@
 """Caches in registries, and inline caches of images there.
 
-A registry cannot replace a tag only if it is unchanged. So the manifest is compared before it is replaced and looked at again
-shortly after; who finds another one there merges once more. Writers of one machine also take turns.
+Few registries replace a tag only if it is unchanged. So each is asked to, and the manifest is compared before it is replaced
+and looked at again after a pause that grows with the time in which others could have overlooked it; who finds another one
+there merges once more. Writers of one machine also take turns.
 
 Spec: moby/buildkit ``cache/remotecache/registry``.
 """
@@ -9,6 +10,7 @@ Spec: moby/buildkit ``cache/remotecache/registry``.
 from __future__ import annotations
 
 import hashlib
+import time
 from typing import TYPE_CHECKING
 
 from crossdock.engine.remotecache import config as cacheconfig
@@ -17,7 +19,7 @@ from crossdock.engine.remotecache.config import CacheConfig
 from crossdock.engine.remotecache.inline import parse_inline
 from crossdock.engine.remotecache.manifest import ManifestStyle, find_config, make_documents
 from crossdock.engine.store.locks import hold
-from crossdock.errors import CacheError, NotFoundError
+from crossdock.errors import CacheError, NotFoundError, RegistryError
 from crossdock.image.manifest import Index, Manifest, parse_manifest
 from crossdock.image.reference import parse_reference
 from crossdock.layers.compression import parse_bool
@@ -29,15 +31,18 @@ if TYPE_CHECKING:
     from crossdock.cancel import CancelToken
     from crossdock.engine.exporters.report import Report
     from crossdock.engine.remotecache.backend import LayerToWrite, Readable
+    from crossdock.engine.remotecache.manifest import CacheDocuments
     from crossdock.engine.remotecache.place import Surroundings
     from crossdock.image.descriptor import Descriptor
     from crossdock.image.digest import Digest
-    from crossdock.registry.client import RegistryClient
+    from crossdock.registry.client import RegistryClient, Tagged
 
 __all__ = ["RegistryBackend"]
 
-#: after which a manifest that another writer put in place of ours would be there
-_SETTLE_S = 0.2
+#: seconds after which a manifest that another writer put in place of ours would be there: at least, at most, and as
+#: a multiple of the time between our own look and the end of our write
+_SETTLE_S, _LONGEST_SETTLE_S, _SLOWER = 0.2, 5.0, 4.0
+_PRECONDITION_FAILED = 412
 _ATTESTATION = "vnd.docker.reference.type"
 
 
@@ -54,6 +59,10 @@ class RegistryBackend:
         self._ref = parse_reference(attrs["ref"]).with_default_tag()
         self._insecure = parse_bool("registry.insecure", attrs.get("registry.insecure", "false"))
         self._style = ManifestStyle.from_attrs(attrs) if exported else ManifestStyle()
+        #: an import may read a mirror; what is to be replaced is in the registry itself
+        self._exported = exported
+        self._there: Tagged | None = None
+        self._conditional = True
         self.name = str(self._ref)
         self.repositories = (self._ref.repository,)
 
@@ -63,10 +72,16 @@ class RegistryBackend:
     def load(self, cancel: CancelToken) -> Stored | None:
         """Fetch manifest and config; of an image its inline caches, all platforms together."""
         client = self._client(cancel)
-        try:
-            descriptor, raw = client.fetch_manifest(self._ref)
-        except NotFoundError:
-            return None
+        if self._exported:
+            self._there = client.read_tag(self._ref)
+            if self._there is None:
+                return None
+            descriptor, raw, _ = self._there
+        else:
+            try:
+                descriptor, raw = client.fetch_manifest(self._ref)
+            except NotFoundError:
+                return None
         document = parse_manifest(raw, descriptor.media_type, self.name)
         config, layers = find_config(document)
         if config is None:
@@ -142,18 +157,39 @@ class RegistryBackend:
         with report.stage(f"writing config {documents.config.digest}"):
             raw = documents.config_raw
             client.push_blob(self._ref, documents.config, lambda offset: io.BytesIO(raw[offset:]))
+        began_s = time.monotonic()
         if previous != ANY and self._current(client) != previous:
             return None
         kind = "cache image manifest" if self._style.image else "cache manifest"
         with report.stage(f"writing {kind} {manifest.digest}"):
-            client.push_manifest(self._ref, manifest, documents.manifest_raw)
+            if not self._push(client, documents, previous):
+                return None
         if previous == ANY:
             return response
-        cancel.sleep(_SETTLE_S)
+        elapsed_s = time.monotonic() - began_s
+        cancel.sleep(min(max(_SETTLE_S, _SLOWER * elapsed_s), _LONGEST_SETTLE_S))
         return response if self._current(client) == manifest.digest else None
 
-    def _current(self, client: RegistryClient) -> str | None:
+    def _push(self, client: RegistryClient, documents: CacheDocuments, previous: str | None) -> bool:
+        """Push the manifest; False when the registry says that another one is there by now."""
+        there = self._there
+        known = there is not None and there.descriptor.digest == previous
+        instead_of = there if known and self._conditional else None
         try:
-            return client.resolve(self._ref).digest
-        except NotFoundError:
-            return None
+            client.push_manifest(self._ref, documents.manifest, documents.manifest_raw, instead_of=instead_of)
+        except RegistryError as exc:
+            if exc.status != _PRECONDITION_FAILED or instead_of is None:
+                raise
+            if self._current(client) != previous:
+                return False
+            # It knows conditions but not its own entity tags.
+            self._conditional = False
+            client.push_manifest(self._ref, documents.manifest, documents.manifest_raw)
+        return True
+
+    def _current(self, client: RegistryClient) -> str | None:
+        found = client.head_manifest(self._ref)
+        if found is not None:
+            return found.digest
+        tagged = client.read_tag(self._ref)
+        return None if tagged is None else tagged.descriptor.digest
