@@ -97,7 +97,7 @@ def request_of(context: str, flags: dict[str, Any]) -> BuildRequest:
         shm_size=flags["shm_size"],
         ulimits=flags["ulimit"],
         cgroup_parent=flags["cgroup_parent"] or "",
-        allow=_commas(flags["allow"]),
+        allow=_grants(flags["allow"]),
         secrets=tuple(parse.parse_secret(s) for s in flags["secret"]),
         ssh=flags["ssh"],
         annotations=flags["annotation"],
@@ -167,6 +167,12 @@ def _no_cache_filter(flags: dict[str, Any]) -> tuple[str, ...]:
 
 def _commas(values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(item.strip() for value in values for item in value.split(",") if item.strip())
+
+
+def _grants(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Split at commas, which older clients did, but for devices, whose options they divide."""
+    parts = ((value,) if value.startswith("device=") else _commas((value,)) for value in values)
+    return tuple(grant for group in parts for grant in group)
 
 
 def _network(mode: str) -> str:

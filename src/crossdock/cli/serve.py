@@ -22,8 +22,6 @@ _NOTED = (
     ("debugaddr", "string"),
     ("proxy-network", "bool"),
     ("otel-socket-path", "string"),
-    ("cdi-disabled", "bool"),
-    ("cdi-spec-dir", "stringArray"),
     ("save-cache-debug", "bool"),
     ("containerd-worker", "string"),
     ("containerd-worker-addr", "string"),
@@ -74,6 +72,8 @@ def _noted_flags(function: Callable[..., Any]) -> Callable[..., Any]:
 @flag("--oci-max-parallelism", help="Steps at work at once (0 or num-cpu: by the machine)")
 @flag("--oci-worker-net", help="Network of steps that ask for none: host, or bridge for one of their own")
 @flag("--oci-worker-binary", help="OCI runtime, by name or path")
+@flag("--cdi-spec-dir", kind="stringArray", help="Directory with CDI descriptions of devices")
+@flag("--cdi-disabled", kind="bool", help="Give no devices to steps")
 @flag("--step-deadline", help="Time without output and CPU use that ends an emulated step, e.g. 10m")
 @flag("--oci-worker-gc", kind="bool", default="true", help="Collect garbage")
 @flag("--oci-worker-gc-keepstorage", help="Megabytes that the cache may keep: RESERVED[,FREE[,MAXIMUM]]")

@@ -25,11 +25,12 @@ from crossdock.server.options import FrontendRules, ServerOptions
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from crossdock.engine.sandbox.cdi import CdiOptions
     from crossdock.engine.store.gc import GCPolicy
 
 __all__ = ["default_address", "logging_of", "serve_options"]
 
-_ENTITLEMENTS = frozenset(["network.host", "security.insecure"])
+_ENTITLEMENTS = frozenset(["network.host", "security.insecure", "device"])
 _LEVELS = {
     "trace": logging.DEBUG,
     "debug": logging.DEBUG,
@@ -65,6 +66,7 @@ def serve_options(
         network=_network(flags["oci_worker_net"]) or found.network or "host",
         dns=found.dns,
         cgroup_parent=found.cgroup_parent,
+        cdi=_cdi(flags, found),
         runtime=flags["oci_worker_binary"] or found.runtime,
         hang_deadline_s=_deadline(flags["step_deadline"]),
         platforms_age_s=found.platforms_age_s,
@@ -164,6 +166,17 @@ def _policies(flags: Mapping[str, Any], found: Config) -> tuple[GCPolicy, ...] |
     except ValueError as exc:
         summary = f"--oci-worker-gc-keepstorage: {exc}"
         raise UsageError(summary) from exc
+
+
+def _cdi(flags: Mapping[str, Any], found: Config) -> CdiOptions | None:
+    directories = tuple(flags["cdi_spec_dir"]) or found.cdi_directories
+    disabled = flags["cdi_disabled"] or found.cdi_disabled
+    if not directories and not disabled and not found.cdi_auto_allowed:
+        return None
+    from crossdock.engine.sandbox.cdi import CdiOptions
+
+    usual = CdiOptions()
+    return CdiOptions(directories or usual.directories, found.cdi_auto_allowed, disabled)
 
 
 def _network(text: str | None) -> str:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from crossdock.engine.facade_sources import SourceFacts
     from crossdock.engine.ops.env import OpEnv
     from crossdock.engine.remotecache.spec import CacheSpec
+    from crossdock.engine.sandbox.cdi import DeviceRegistry
     from crossdock.engine.sandbox.sandbox import Sandbox
     from crossdock.engine.solver import KeyedVertex
     from crossdock.engine.sources.image import ResolvedImage
@@ -331,6 +332,10 @@ class Engine:
         """Return the sandbox. Raises: SandboxError outside a worker, or without a runtime."""
         return self._shared.sandbox()
 
+    def devices(self) -> DeviceRegistry:
+        """Return the devices that are described for steps."""
+        return self._shared.devices()
+
     def mounted(
         self,
         layers: Sequence[LayerId],
@@ -389,6 +394,7 @@ class Engine:
             hang_deadline_s=self._options.hang_deadline_s,
             layouts=inputs.layouts,
             pins=self._shared.pins,
+            devices=self._shared.devices,
             pack=inputs.pack,
         )
 

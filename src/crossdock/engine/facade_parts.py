@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from crossdock.engine.cache.select import Selector
     from crossdock.engine.cache.view import View
     from crossdock.engine.facade import Engine
+    from crossdock.engine.sandbox.cdi import CdiOptions
     from crossdock.engine.sandbox.etcfiles import Dns
     from crossdock.engine.sandbox.worker import WorkerInfo
     from crossdock.engine.solver import KeyedVertex
@@ -62,6 +63,8 @@ class EngineOptions(NamedTuple):
     dns: Dns | None = None
     #: control group of steps that ask for none
     cgroup_parent: str = ""
+    #: where devices for steps are described; ``None`` is where they usually are
+    cdi: CdiOptions | None = None
 
 
 class SolveInputs(NamedTuple):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from crossdock.engine.facade_parts import EngineOptions
     from crossdock.engine.fresh import FreshRun
     from crossdock.engine.remotecache.importer import ImportedCaches
+    from crossdock.engine.sandbox.cdi import DeviceRegistry
     from crossdock.engine.sandbox.sandbox import Sandbox
     from crossdock.engine.sandbox.worker import WorkerInfo
     from crossdock.engine.solver import OpContext
@@ -50,6 +51,7 @@ class Shared:
         # Guards what follows.
         self._lock = threading.RLock()
         self._sandbox: Sandbox | None = None
+        self._devices: DeviceRegistry | None = None
         self._imported: ImportedCaches | None = None
         self._solving = 0
         #: source vertex -> what it turned out to be; single dict operations only
@@ -132,6 +134,15 @@ class Shared:
                     cgroup_parent=self._options.cgroup_parent,
                 )
             return self._sandbox
+
+    def devices(self) -> DeviceRegistry:
+        """Return the devices that are described for steps; read at the first use, and again when a file changed."""
+        with self._lock:
+            if self._devices is None:
+                from crossdock.engine.sandbox.cdi import CdiOptions, DeviceRegistry
+
+                self._devices = DeviceRegistry(self._options.cdi or CdiOptions())
+            return self._devices
 
     def imported(self) -> ImportedCaches:
         """Return the caches imported, for solves to find; made at the first use."""

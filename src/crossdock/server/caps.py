@@ -76,6 +76,7 @@ LLB_CAPS = (
     "exec.meta.security.devices.v1",
     "exec.meta.setsdefaultpath",
     "exec.meta.ulimit",
+    "exec.meta.cdi",
     "exec.meta.removemountstubs.recursive",
     "exec.meta.linux.resources",
     "exec.mount.bind",

@@ -47,7 +47,6 @@ _NOTED: dict[str, dict[str, type]] = {
     "": {"proxyNetwork": bool, "provenanceEnvDir": str},
     "grpc": {"debugAddress": str, "securityDescriptor": str},
     "otel": {"socketPath": str},
-    "cdi": {"disabled": bool, "specDirs": list, "autoAllowed": list},
     "worker.oci": {
         "snapshotter": str,
         "rootless": bool,
@@ -108,6 +107,11 @@ class Config:
         #: name or path of the OCI runtime
         self.runtime = ""
         self.cgroup_parent = ""
+        self.cdi_disabled = False
+        #: where devices are described; empty = where they usually are
+        self.cdi_directories: tuple[str, ...] = ()
+        #: devices and kinds that need no permission
+        self.cdi_auto_allowed: tuple[str, ...] = ()
         #: seconds after which the machine is looked at again; ``None`` never
         self.platforms_age_s: float | None = None
         #: frontends that clients may not use
@@ -164,7 +168,8 @@ class _Reader:
         self._frontend(top.section("frontend"))
         self._dns(top.section("dns"))
         self._system(top.section("system"))
-        for name in ("otel", "cdi", "cache"):
+        self._cdi(top.section("cdi"))
+        for name in ("otel", "cache"):
             top.section(name).done(_NOTED[name])
         top.done(_NOTED[""])
         config.notes = self._file.notes
@@ -177,6 +182,12 @@ class _Reader:
             from crossdock.engine.sandbox.etcfiles import Dns
 
             self.config.dns = Dns(*values)
+        section.done()
+
+    def _cdi(self, section: Section) -> None:
+        self.config.cdi_disabled = section.get("disabled", bool, False)
+        self.config.cdi_directories = section.texts("specDirs")
+        self.config.cdi_auto_allowed = section.texts("autoAllowed")
         section.done()
 
     def _system(self, section: Section) -> None:

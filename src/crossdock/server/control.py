@@ -73,7 +73,8 @@ class Control:
         if request.CompatibilityVersion not in _COMPATIBLE:
             summary = f"compatibility version {request.CompatibilityVersion} is not supported"
             raise NotSupported(summary)
-        for name in request.Entitlements:
+        for text in request.Entitlements:
+            name = text.partition("=")[0]
             if name not in daemon.entitlements:
                 summary = f"granting entitlement {name} is not allowed by build daemon configuration"
                 raise UsageError(summary, hint=f"start it with --allow-insecure-entitlement {name}")

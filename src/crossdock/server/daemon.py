@@ -137,6 +137,7 @@ def _engine_options(options: ServerOptions) -> EngineOptions:
         runtime=options.runtime,
         dns=options.dns,
         cgroup_parent=options.cgroup_parent,
+        cdi=options.cdi,
     )
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from crossdock.engine.sandbox.cdi import CdiOptions
     from crossdock.engine.sandbox.etcfiles import Dns
     from crossdock.engine.store.gc import GCPolicy
     from crossdock.image.platform import Platform
@@ -69,6 +70,8 @@ class ServerOptions(Record):
     dns: Dns | None = None
     #: control group of steps that ask for none
     cgroup_parent: str = ""
+    #: where devices for steps are described; ``None`` is where they usually are
+    cdi: CdiOptions | None = None
     #: name or path of the OCI runtime; ``""`` finds one
     runtime: str = ""
     #: seconds without a sign of life after which an emulated step is ended; ``None`` never

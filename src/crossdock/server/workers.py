@@ -98,6 +98,10 @@ class Worker:
             platforms=[platform_to_pb(p) for p in self.platforms()],
             BuildkitVersion=version_message(),
         )
+        for device in self._engine.devices().all():
+            record.CDIDevices.add(
+                Name=device.name, AutoAllow=device.auto_allowed, Annotations=dict(device.annotations)
+            )
         record.GCPolicy.extend(_policy(p) for p in self.policies)
         return record
 

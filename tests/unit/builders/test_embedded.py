@@ -291,17 +291,6 @@ class TestOutputs:
         assert reproducible(specs, None) == specs
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"allow": ("device=x",)}, "--allow device"),
-    ],
-)
-def test_what_is_not_there_yet_is_refused_by_name(change: dict[str, object], named: str) -> None:
-    with pytest.raises(errors.NotSupported, match=f"{named} is not supported"):
-        check_supported(replace(BuildRequest(context="."), **change))
-
-
 def test_attestations_that_are_switched_off_are_fine() -> None:
     check_supported(BuildRequest(context=".", attests={"provenance": None}, allow=("network.host",)))
     with pytest.raises(errors.UsageError, match="unknown entitlement"):

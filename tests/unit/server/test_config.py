@@ -287,7 +287,7 @@ def test_every_key_of_buildkitd_is_known_and_has_its_type_checked(tmp_path: Path
             "grpc.securityDescriptor",
             "otel.socketPath",
         ),
-        *("cdi.disabled", "cdi.specDirs", "cdi.autoAllowed", "cache.gha", "system.maxRegistryConcurrency"),
+        *("cache.gha", "system.maxRegistryConcurrency"),
         *(f"worker.oci.{key}" for key in NOTED_OF_OCI),
         *(f"worker.containerd.{key}" for key in NOTED_OF_CONTAINERD),
     }

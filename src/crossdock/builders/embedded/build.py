@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from crossdock.builders.request import BuildRequest
     from crossdock.builders.result import BuildResult
     from crossdock.cancel import CancelToken
+    from crossdock.engine.sandbox.cdi import CdiOptions
     from crossdock.progress.events import EventSink
     from crossdock.registry import RegistryClient
 
@@ -54,6 +55,7 @@ def build(
             max_used_space=limit_bytes,
             hang_deadline_s=settings.hang_deadline_s,
             network=settings.network,
+            cdi=_devices(settings),
         )
         engine = stack.enter_context(Engine.open(options))
         stack.callback(_keep_house, engine, limit_bytes, started, cancel)
@@ -81,6 +83,14 @@ def _client(cancel: CancelToken) -> RegistryClient:
     from crossdock.registry import Credentials, RegistryClient, RegistryConfig
 
     return RegistryClient(config=RegistryConfig(), credentials=Credentials(), cancel=cancel)
+
+
+def _devices(settings: StepSettings) -> CdiOptions | None:
+    if not settings.cdi_directories:
+        return None
+    from crossdock.engine.sandbox.cdi import CdiOptions
+
+    return CdiOptions(settings.cdi_directories)
 
 
 def _keep_house(engine: Engine, limit_bytes: int, started: float, cancel: CancelToken) -> None:

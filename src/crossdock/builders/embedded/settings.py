@@ -4,6 +4,7 @@
 |---|---|---|
 | ``network`` | ``CROSSDOCK_NETWORK`` | ``host`` (as BuildKit without CNI), ``isolated`` |
 | ``step-deadline`` | ``CROSSDOCK_STEP_DEADLINE`` | a duration without output and CPU time that ends an emulated step; ``0`` never |
+| ``cdi-spec-dirs`` | ``CROSSDOCK_CDI_SPEC_DIRS`` | folders, divided by ``:``, in which devices are described (CDI) |
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["STEP_OPTIONS", "StepSettings", "step_settings"]
 
-STEP_OPTIONS = frozenset(["network", "step-deadline"])
+STEP_OPTIONS = frozenset(["network", "step-deadline", "cdi-spec-dirs"])
 _NETWORKS = ("host", "isolated")
 
 
@@ -29,6 +30,8 @@ class StepSettings(NamedTuple):
     network: str = "host"
     #: seconds; ``None`` never
     hang_deadline_s: float | None = None
+    #: empty: where devices usually are described
+    cdi_directories: tuple[str, ...] = ()
 
 
 def step_settings(options: Mapping[str, str], environ: Mapping[str, str]) -> StepSettings:
@@ -39,7 +42,12 @@ def step_settings(options: Mapping[str, str], environ: Mapping[str, str]) -> Ste
         raise UsageError(
             summary, hint=f"networks: {', '.join(_NETWORKS)}; `--network none` is an option of a build"
         )
-    return StepSettings(network or "host", _deadline(*_value("step-deadline", options, environ)))
+    directories, _ = _value("cdi-spec-dirs", options, environ)
+    return StepSettings(
+        network or "host",
+        _deadline(*_value("step-deadline", options, environ)),
+        tuple(filter(None, directories.split(":"))),
+    )
 
 
 def _value(option: str, options: Mapping[str, str], environ: Mapping[str, str]) -> tuple[str, str]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from crossdock.cancel import CancelToken
     from crossdock.engine.cache.view import View
+    from crossdock.engine.sandbox.cdi import DeviceRegistry
     from crossdock.engine.sandbox.sandbox import Sandbox
     from crossdock.engine.solver import OpContext, Result
     from crossdock.engine.store import LayerId, Lease, Store
@@ -65,6 +66,7 @@ class OpEnv:
         layouts: Mapping[str, Callable[[Digest], BinaryIO]] | None = None,
         pins: MutableMapping[str, str] | None = None,
         pack: Compression | None = None,
+        devices: Callable[[], DeviceRegistry] | None = None,
     ) -> None:
         self.store = store
         self.lease = lease
@@ -75,8 +77,10 @@ class OpEnv:
         #: return ``None`` for an unknown id
         self.secrets = secrets
         self.ssh = ssh
-        #: entitlements granted: ``network.host``, ``security.insecure``
+        #: entitlements granted: ``network.host``, ``security.insecure``, ``device`` and ``device=NAME``
         self.allow = allow
+        #: gives the devices that the machine's administrator described
+        self.devices = devices
         #: a single id: nothing can be given away
         self.lenient_owner = lenient_owner
         #: gives a new cache mount its first content, where an imported cache has it

@@ -15,7 +15,7 @@ from crossdock.engine.cache.select import Selector
 from crossdock.engine.ops.base import BaseOp, selector_digest
 from crossdock.engine.ops.keying import exec_fields, platform_fields
 from crossdock.engine.solver import CacheMap, InputKey, KeyHasher
-from crossdock.errors import NotSupported, SolveError, StepFailed, StoreFull
+from crossdock.errors import SolveError, StepFailed, StoreFull
 from crossdock.llb.ops import SKIP_OUTPUT, ContentCache, ExecOp, MountType, NetMode, SecurityMode
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from crossdock.engine.ops.env import OpEnv
     from crossdock.engine.ops.execmounts import ExecMounts
+    from crossdock.engine.sandbox.cdi import Device
     from crossdock.engine.sandbox.step import StepResult
     from crossdock.engine.solver import OpContext, Result
     from crossdock.image.platform import Platform
@@ -42,7 +43,7 @@ _UNKEYED = (MountType.SECRET, MountType.SSH, MountType.TMPFS)
 class ExecSolverOp(BaseOp):
     """Carries an :class:`ExecOp` out. Raises: SolveError for a malformed definition or a missing entitlement."""
 
-    __slots__ = ("op",)
+    __slots__ = ("_devices", "op")
 
     def __init__(self, node: Node, env: OpEnv) -> None:
         super().__init__(node, env)
@@ -51,6 +52,7 @@ class ExecSolverOp(BaseOp):
         self.op = node.op
         if not any(mount.dest == "/" and mount.mount_type is MountType.BIND for mount in self.op.mounts):
             raise self._error(summary="invalid exec op with no root file system")
+        self._devices: Sequence[Device] = ()
         self._check_entitlements()
 
     @property
@@ -124,9 +126,18 @@ class ExecSolverOp(BaseOp):
         for name in wanted:
             if name not in self.env.allow:
                 raise self._error(summary=f"{name} is not allowed", hint=f"allow it with --allow {name}")
-        if any(not device.optional for device in self.op.cdi_devices):
-            summary = f"CDI devices are not supported: {self.op.cdi_devices[0].name}"
-            raise NotSupported(summary)
+        if self.op.cdi_devices:
+            self._devices = self._select_devices()
+
+    def _select_devices(self) -> Sequence[Device]:
+        from crossdock.engine.sandbox.cdi import DeviceGrants, DeviceRegistry
+
+        registry = DeviceRegistry() if self.env.devices is None else self.env.devices()
+        try:
+            return registry.select(self.op.cdi_devices, DeviceGrants(self.env.allow))
+        except SolveError as exc:
+            exc.vertex, exc.vertex_name, exc.source = self.vertex, self.node.name, self.node.source
+            raise
 
     def _run(self, mounts: ExecMounts, ctx: OpContext) -> None:
         from crossdock.engine.ops.masking import LogTail, Masker
@@ -154,6 +165,7 @@ class ExecSolverOp(BaseOp):
             resources=self.node.metadata.linux_resources,
             cgroup_parent=meta.cgroup_parent,
             remove_mount_stubs_recursive=meta.remove_mount_stubs_recursive,
+            devices=tuple(device.edits for device in self._devices),
             hang_deadline_s=self.env.hang_deadline_s if self._is_foreign() else None,
         )
         tail = LogTail()

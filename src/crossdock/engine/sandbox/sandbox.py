@@ -208,7 +208,12 @@ class Sandbox:
                 stubs.stubs_removed(root, points, recursive=step.remove_mount_stubs_recursive)
             )
         given = self._spec_input(step, user, oci_mounts, network)
-        (bundle / "config.json").write_text(json.dumps(runtime_spec(given)), encoding="utf-8")
+        spec = runtime_spec(given)
+        if step.devices:
+            from crossdock.engine.sandbox.devices import edit_spec
+
+            edit_spec(spec, step.devices)
+        (bundle / "config.json").write_text(json.dumps(spec), encoding="utf-8")
         return step
 
     def _hung(self, step: StepSpec, exit_code: int) -> StepResult:
@@ -283,6 +288,10 @@ class Sandbox:
             path.chmod(0o644)
         yield OciMount("/etc/resolv.conf", "bind", str(resolv), _FILE_BIND)
         yield OciMount("/etc/hosts", "bind", str(hosts), _FILE_BIND)
+        if step.devices:
+            from crossdock.engine.sandbox.devices import device_mounts
+
+            yield from device_mounts(step.devices)
         for number, mount in enumerate(step.mounts):
             yield _oci_mount(mount, bundle / f"mount{number}", stack, self.info)
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from crossdock.engine.sandbox.cdi import ContainerEdits
     from crossdock.image.platform import Platform
     from crossdock.llb.ops import HostIP, LinuxResources, Ulimit
     from crossdock.secret import Secret
@@ -94,6 +95,8 @@ class StepSpec(Record):
     cgroup_parent: str = ""
     #: remove made mount points with their made parents (BuildKit's ``removeMountStubsRecursive``)
     remove_mount_stubs_recursive: bool = False
+    #: what devices change of the container
+    devices: tuple[ContainerEdits, ...] = ()
     #: seconds without output and without CPU use after which an emulated step is ended; ``None`` never
     hang_deadline_s: float | None = None
 
