@@ -159,7 +159,7 @@ def test_a_daemon_is_asked_the_same_by_both(
     flags = [f.replace("=other", f"={tmp_path}/other") for f in flags]
     repository(context)
     crossdock("create", "--name", "b", "--driver", "remote", "--use", relayed.address).ok()
-    command = ("build", "-o", f"type=oci,dest={tmp_path}/x.tar", *flags, context)
+    command: list[str | Path] = ["build", "-o", f"type=oci,dest={tmp_path}/x.tar", *flags, context]
     buildx(*command)
     theirs = last_record(relayed)
     crossdock(*command).ok()

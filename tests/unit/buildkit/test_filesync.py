@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+import crossdock.buildkit.session.receive as receiving
 from crossdock.buildkit.proto import filesync_pb2_grpc, stat_pb2, wire_pb2
 from crossdock.buildkit.rpc.serve import Server
 from crossdock.buildkit.session.filesync import FileSync, LocalDir
@@ -268,3 +271,29 @@ def test_threads_end_with_the_stream(tmp_path: Path, serve: Serve) -> None:
     sync(serve(FileSync({"d": LocalDir(path=source)})), "d", dest)
     names = [t.name for t in threading.enumerate()]
     assert "filesync-requests" not in names or names.count("filesync-requests") <= 1
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.binary(max_size=6)), max_size=12),
+)
+def test_data_in_a_row_is_written_at_once_and_whole(pieces: list[tuple[int, bytes]]) -> None:
+    messages = [
+        Packet(type=Packet.PACKET_DATA, ID=number, data=data).SerializeToString() for number, data in pieces
+    ]
+    found = [(number, b"".join(parts)) for number, parts, _ in receiving._packets(messages)]
+    wanted: list[tuple[int, bytes]] = []
+    for number, data in pieces:
+        if data and wanted and wanted[-1][0] == number and wanted[-1][1]:
+            wanted[-1] = (number, wanted[-1][1] + data)
+        else:
+            wanted.append((number, data))
+    assert found == wanted
+
+
+@given(st.binary(max_size=30))
+def test_a_malformed_packet_is_one_to_the_general_reader_too(tail: bytes) -> None:
+    raw = b"\x08\x02" + tail
+    found = receiving._data_of(raw)
+    if found is not None:
+        packet = Packet.FromString(raw)
+        assert (packet.ID, packet.data) == (found[0] & 0xFFFFFFFF, bytes(found[1]))

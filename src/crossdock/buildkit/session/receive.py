@@ -29,6 +29,8 @@ _Packet = wire_pb2.Packet
 _DIR, _SYMLINK = 1 << 31, 1 << 27
 #: directories kept open, so that their files need not be reached from the root each
 _KEPT_DIRECTORIES = 32
+#: parts written at once; the system takes 1024
+_MAX_PARTS = 512
 _O_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -79,11 +81,10 @@ class Receiver:
         Raises: ExportError when a path is hostile, out of order, or cannot be written.
         """
         answers: list[bytes] = []
-        for raw in messages:
-            packet = _Packet.FromString(raw)
+        for number, parts, packet in _packets(messages):
             match packet.type:
                 case _Packet.PACKET_DATA:
-                    self._data(packet.ID, packet.data)
+                    self._data(number, parts)
                 case _Packet.PACKET_STAT if packet.HasField("stat"):
                     if self._entry(packet.stat):
                         self._wanted[self._number] = packet.stat
@@ -184,7 +185,7 @@ class Receiver:
 
     # data
 
-    def _data(self, number: int, data: bytes) -> None:
+    def _data(self, number: int, parts: Sequence[memoryview]) -> None:
         record = self._wanted.get(number)
         if record is None:
             summary = f"the daemon sent data for file {number}, which was not asked for"
@@ -192,16 +193,14 @@ class Receiver:
         if number not in self._open:
             self._open[number] = self._create(record)
         fd, _, _ = self._open[number]
-        if data:
-            view = memoryview(data)
+        if parts:
             try:
-                while view:
-                    view = view[os.write(fd, view) :]
+                count = _write_all(fd, parts)
             except OSError as exc:
                 summary = f"cannot write {self._root}/{record.path}: {exc.strerror}"
                 raise ExportError(summary, hint="check the free space of the output directory") from exc
             if self._on_bytes is not None:
-                self._on_bytes(len(data))
+                self._on_bytes(count)
             return
         self._complete(number, record)
 
@@ -262,6 +261,67 @@ class Receiver:
                     _remove(name, directory)
                 elif _is_directory(name, directory):
                     self._remove_others(path + "/")
+
+
+_DATA_HEAD = b"\x08%c" % _Packet.PACKET_DATA
+_DATA = _Packet(type=_Packet.PACKET_DATA)
+
+
+def _packets(messages: Sequence[bytes]) -> Iterator[tuple[int, Sequence[memoryview], wire_pb2.Packet]]:
+    """Yield the packets; data of one file that comes in a row is one, its parts views of the messages."""
+    number, parts = -1, list[memoryview]()
+    for raw in messages:
+        found = _data_of(raw)
+        if parts and (found is None or found[0] != number or not found[1] or len(parts) == _MAX_PARTS):
+            yield number, parts, _DATA
+            parts = []
+        if found is None:
+            packet = _Packet.FromString(raw)
+            yield packet.ID, [memoryview(packet.data)] if packet.data else (), packet
+        elif found[1]:
+            number = found[0]
+            parts.append(found[1])
+        else:
+            yield found[0], (), _DATA
+    if parts:
+        yield number, parts, _DATA
+
+
+def _data_of(raw: bytes) -> tuple[int, memoryview] | None:
+    """Read a DATA packet in the order in which everybody writes its fields; ``None`` for anything else."""
+    if raw[:2] != _DATA_HEAD:
+        return None
+    at, number = 2, 0
+    if raw[2:3] == b"\x18":
+        number, at = _varint(raw, 3)
+    if at == len(raw):
+        return number, memoryview(b"")
+    if at > len(raw) or raw[at] != 0x22:
+        return None
+    size, at = _varint(raw, at + 1)
+    return (number, memoryview(raw)[at:]) if at + size == len(raw) else None
+
+
+def _varint(raw: bytes, at: int) -> tuple[int, int]:
+    """Return a number and where it ends; one that is cut off ends beyond the end."""
+    value = shift = 0
+    for byte in raw[at : at + 10]:
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+    return value, len(raw) + 1
+
+
+def _write_all(fd: int, parts: Sequence[memoryview]) -> int:
+    """Write all parts; returns their bytes. Raises: OSError."""
+    count = sum(map(len, parts))
+    done = os.writev(fd, parts)
+    if done < count:  # a full disk, or a signal
+        view = memoryview(b"".join(parts))[done:]
+        while view:
+            view = view[os.write(fd, view) :]
+    return count
 
 
 def _is_directory(name: str, parent: int) -> bool:

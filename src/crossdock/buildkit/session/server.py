@@ -112,7 +112,7 @@ class _ControlStream:
 
     def __init__(self, channel: Channel, session: Session) -> None:
         self._call = channel.start(_SESSION, metadata=session.headers)
-        self._messages: Iterator[bytes] = self._call.messages()
+        self._batches: Iterator[list[bytes]] = self._call.batches()
         self._rest = b""
         self._closed = threading.Event()
         #: what the daemon said when it ended the session
@@ -121,13 +121,13 @@ class _ControlStream:
     def recv(self, size: int, /) -> bytes:
         while not self._rest:
             try:
-                message = next(self._messages)
+                batch = next(self._batches)
             except StopIteration:
                 return b""
             except RpcError as exc:
                 self.failure = exc.message
                 return b""
-            self._rest = _payload(message)
+            self._rest = b"".join(map(_payload, batch))
         data, self._rest = self._rest[:size], self._rest[size:]
         return data
 
