@@ -58,10 +58,19 @@ class Emulator:
     """Decides per architecture; one object per worker.
 
     ``work_dir`` is private, allows execution and is where the private instance gets mounted. ``own_userns`` says that
-    the process is in a user namespace of its own: without one, mounting binfmt_misc would show the host's.
+    the process is in a user namespace of its own: without one, mounting binfmt_misc would show the host's. ``memory``
+    is a file that keeps the emulators' version from one worker to the next.
     """
 
-    def __init__(self, work_dir: Path, *, own_userns: bool, binaries: QemuBinaries | None = None) -> None:
+    def __init__(
+        self,
+        work_dir: Path,
+        *,
+        own_userns: bool,
+        binaries: QemuBinaries | None = None,
+        memory: Path | None = None,
+    ) -> None:
+        self._memory = memory
         self._work_dir = work_dir
         self._own_userns = own_userns
         self._binaries = binaries
@@ -136,7 +145,7 @@ class Emulator:
             # Nothing is registered yet: what runs now runs without help and must not get a handler.
             unaided = {a.name for a in ARCHITECTURES if runs_unaided(a, self._work_dir)}
             wanted = [binary for name, binary in static.items() if name not in unaided | {here}]
-            private.register(wanted, preserve_argv0=_keeps_argv0(wanted))
+            private.register(wanted, preserve_argv0=_keeps_argv0(wanted, self._memory))
         except OSError as exc:
             self.private_problem = f"the kernel refuses private handlers: {exc.strerror}"
             return
@@ -176,10 +185,10 @@ def _no_emulator(architecture: Architecture, binary: QemuBinary | None) -> Emula
     return EmulationError(summary, hint=f"{hint}, or set CROSSDOCK_QEMU_PATH")
 
 
-def _keeps_argv0(binaries: list[QemuBinary]) -> bool:
+def _keeps_argv0(binaries: list[QemuBinary], memory: Path | None) -> bool:
     """Whether flag ``P`` is understood: the emulators of one machine are of one version, so one is asked."""
     numbers = re.findall(r"\d+", os.uname().release)[:2]
     if not binaries or tuple(map(int, numbers)) < _ARGV0_LINUX:
         return False
-    version = binaries[0].version()
+    version = binaries[0].version(memory)
     return bool(version) and tuple(map(int, version.split(".")[:2])) >= _ARGV0_QEMU

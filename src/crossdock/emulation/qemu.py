@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from crossdock.emulation.architectures import ARCHITECTURES
@@ -16,7 +16,8 @@ from crossdock.emulation.elf import read_executable
 from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from crossdock.emulation.architectures import Architecture
 
@@ -25,6 +26,7 @@ __all__ = ["QemuBinaries", "QemuBinary"]
 _DIRECTORIES = ("/usr/local/bin", "/usr/bin", "/bin")
 _PATTERNS = ("qemu-{}-static", "qemu-{}", "buildkit-qemu-{}")
 _VERSION = re.compile(r"version (\d+(?:\.\d+)+)")
+_NUMBERS = re.compile(r"\d+(?:\.\d+)+")
 _TIMEOUT_S = 10
 
 
@@ -36,8 +38,13 @@ class QemuBinary(NamedTuple):
     #: ``False`` when it needs shared libraries: then it works on this machine only, not inside an image
     static: bool
 
-    def version(self) -> str:
-        """Ask the program; ``""`` when it does not say."""
+    def version(self, memory: Path | None = None) -> str:
+        """Ask the program; ``""`` when it does not say. What it said is kept in ``memory``, a file, while it is the same."""
+        known = _remembered(self.path, memory)
+        if known:
+            return known
+        import subprocess  # it costs as much as the program
+
         try:
             done = subprocess.run(
                 [self.path, "--version"], capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
@@ -45,6 +52,8 @@ class QemuBinary(NamedTuple):
         except (OSError, subprocess.TimeoutExpired):
             return ""
         found = _VERSION.search(done.stdout)
+        if found is not None and memory is not None:
+            _remember(self.path, found.group(1), memory)
         return found.group(1) if found else ""
 
 
@@ -61,14 +70,16 @@ class QemuBinaries:
         directories = dict.fromkeys(
             part for text in (*listed, ":".join(_DIRECTORIES)) for part in text.split(":") if part
         )
-        present = {directory: names for directory in directories if (names := _qemu_names(directory))}
+        # /bin is often another name of /usr/bin.
+        real = dict.fromkeys(os.path.realpath(directory) for directory in directories)
+        present = {directory: names for directory in real if (names := _qemu_names(directory))}
         found: dict[str, QemuBinary] = {}
         for architecture in ARCHITECTURES:
-            candidates = _candidates(architecture, present)
-            best = next((binary for binary in candidates if binary.static), None)
-            chosen = best or next(iter(candidates), None)
-            if chosen is not None:
-                found[architecture.name] = chosen
+            for binary in _candidates(architecture, present):
+                found.setdefault(architecture.name, binary)
+                if binary.static:
+                    found[architecture.name] = binary
+                    break
         return cls(found)
 
     def get(self, name: str) -> QemuBinary | None:
@@ -87,15 +98,13 @@ def _qemu_names(directory: str) -> frozenset[str]:
         return frozenset()
 
 
-def _candidates(architecture: Architecture, present: Mapping[str, frozenset[str]]) -> list[QemuBinary]:
-    found: list[QemuBinary] = []
+def _candidates(architecture: Architecture, present: Mapping[str, frozenset[str]]) -> Iterator[QemuBinary]:
     for directory, names in present.items():
         for pattern in _PATTERNS:
             name = pattern.format(architecture.qemu)
             path = f"{directory}/{name}"
             if name in names and os.access(path, os.X_OK):
-                found.append(QemuBinary(architecture, path, _is_static(path)))
-    return found
+                yield QemuBinary(architecture, path, _is_static(path))
 
 
 def _is_static(path: str) -> bool:
@@ -104,3 +113,32 @@ def _is_static(path: str) -> bool:
     except OSError:
         return False
     return found.kind == "elf" and not found.interpreter
+
+
+def _identity(path: str) -> str:
+    """Return what changes when a program is replaced. Raises: OSError."""
+    found = os.stat(path)
+    return f"{path}\n{found.st_dev}:{found.st_ino}:{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}\n"
+
+
+def _remembered(path: str, memory: Path | None) -> str:
+    if memory is None:
+        return ""
+    try:
+        text = memory.read_text("utf-8", "surrogateescape")
+        identity = _identity(path)
+    except OSError:
+        return ""
+    version = text.removeprefix(identity)
+    return version if version != text and _NUMBERS.fullmatch(version) else ""
+
+
+def _remember(path: str, version: str, memory: Path) -> None:
+    """Keep a version; where that fails, the program is asked again."""
+    temporary = memory.with_name(f"{memory.name}.{os.urandom(6).hex()}")
+    with suppress(OSError):
+        try:
+            temporary.write_text(_identity(path) + version, "utf-8", "surrogateescape")
+            temporary.rename(memory)
+        finally:
+            temporary.unlink(missing_ok=True)

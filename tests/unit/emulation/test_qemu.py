@@ -85,6 +85,42 @@ def test_versions(tmp_path: Path, output: str, version: str) -> None:
     assert QemuBinary(arm, str(program), True).version() == version
 
 
+def test_a_version_is_remembered_while_the_program_is_the_same(tmp_path: Path) -> None:
+    program, memory, asked = tmp_path / "qemu-arm", tmp_path / "memory", tmp_path / "asked"
+    arm = by_name("arm")
+    assert arm is not None
+    binary = QemuBinary(arm, str(program), True)
+
+    def becomes(version: str) -> None:
+        program.unlink(missing_ok=True)
+        program.write_text(f"#!/bin/sh\necho >> {asked}\necho qemu-arm version {version}\n")
+        program.chmod(0o755)
+
+    def times_asked() -> int:
+        return len(asked.read_text().splitlines())
+
+    becomes("7.2.22")
+    assert [binary.version(memory) for _ in range(3)] == ["7.2.22"] * 3
+    assert times_asked() == 1
+    becomes("9.0.10")
+    assert [binary.version(memory) for _ in range(2)] == ["9.0.10"] * 2
+    assert times_asked() == 2
+    memory.write_bytes(b"\xff rubbish")
+    assert binary.version(memory) == "9.0.10"
+    assert binary.version(tmp_path / "no/such/folder") == "9.0.10"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["asked", "memory", "qemu-arm"]
+
+
+def test_two_names_of_one_directory_are_looked_into_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    static_program(tmp_path / "usr/bin/qemu-arm")
+    (tmp_path / "bin").symlink_to("usr/bin")
+    binary = found(monkeypatch, PATH=f"{tmp_path}/bin:{tmp_path}/usr/bin").get("arm")
+    assert binary is not None
+    assert binary.path == str(tmp_path / "usr/bin/qemu-arm")
+
+
 @pytest.mark.parametrize(
     ("flags", "levels"),
     [

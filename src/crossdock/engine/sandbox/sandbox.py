@@ -115,7 +115,8 @@ class Sandbox:
                 from crossdock.emulation.emulator import Emulator
 
                 work_dir = _made(self.info.run_dir / "emulation")
-                self._emulator = Emulator(work_dir, own_userns=self.info.ids != "none")
+                memory = None if self._cache_dir is None else self._cache_dir / "qemu-version"
+                self._emulator = Emulator(work_dir, own_userns=self.info.ids != "none", memory=memory)
             return self._emulator
 
     @property
