@@ -137,7 +137,9 @@ class Engine:
         locals_ = LocalSources(inputs.locals, self.store, inputs.fetch_local)
         wanted = [request for request in requests if request is not None]
         with self._shared.solving(locals_):
-            solving = Solving(self._shared, self._env(inputs), locals_, self._reach.images, sink, cancel)
+            solving = Solving(
+                self._shared, self._env(inputs), locals_, self._reach.images, sink, cancel, inputs.rewrite
+            )
             refs = iter(
                 solving.run(wanted, keyed=keyed, recorder=recorder, drop_failed=self.drop_failed_caches)
             )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from crossdock.image.platform import Platform
     from crossdock.layers.compression import Compression
     from crossdock.llb.graph import Node as LlbNode
+    from crossdock.llb.graph import Output
     from crossdock.progress.events import EventSink
     from crossdock.registry import RegistryClient
     from crossdock.secret import Secret
@@ -84,6 +85,8 @@ class SolveInputs(NamedTuple):
     layouts: Mapping[str, Callable[[Digest], BinaryIO]] = {}
     #: how the layers of results are packed, when they all become layers of images as they are
     pack: Compression | None = None
+    #: given definitions that a build itself made, which it may change or refuse
+    rewrite: Callable[[Output], Output | None] = lambda output: output
 
 
 class EngineInfo(NamedTuple):

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 from crossdock.engine.cache.refs import LocalTree, Ref
 from crossdock.engine.solver import OpContext, VertexSpec
-from crossdock.errors import CacheError, Cancelled, CrossdockError, NotSupported, SolveError, translate
+from crossdock.errors import (
+    CacheError,
+    Cancelled,
+    CrossdockError,
+    InternalError,
+    NotSupported,
+    SolveError,
+    translate,
+)
 from crossdock.llb.graph import walk
 from crossdock.llb.ops import BuildOp, DiffOp, ExecOp, FileOp, MergeOp, PassthroughOp, SourceOp
 from crossdock.progress.events import Vertex
@@ -38,7 +46,7 @@ __all__ = ["LoadedGraph", "ProgressWatcher", "Solving", "display_name", "load_gr
 class Solving:
     """One call of ``Engine.solve``, with what it works with."""
 
-    __slots__ = ("_cancel", "_env", "_images", "_locals", "_shared", "_sink")
+    __slots__ = ("_cancel", "_env", "_images", "_locals", "_rewrite", "_shared", "_sink")
 
     def __init__(
         self,
@@ -48,7 +56,10 @@ class Solving:
         images: Callable[[], ImageSource],
         sink: EventSink,
         cancel: CancelToken,
+        rewrite: Callable[[Output], Output | None] = lambda output: output,
     ) -> None:
+        """``rewrite`` is given definitions that the build itself made."""
+        self._rewrite = rewrite
         self._shared = shared
         self._env = env
         self._locals = locals_
@@ -79,6 +90,8 @@ class Solving:
         self, wanted: Sequence[Output], keyed: list[KeyedVertex] | None, recorder: SolveRecorder | None
     ) -> list[Ref]:
         shared = self._shared
+        if any(isinstance(node.op, BuildOp) for node in walk(wanted)):
+            wanted = self._expanded(wanted)
         graph = load_graph(
             wanted, env=self._env, locals_=self._locals, images=self._images, nonce=shared.fresh_nonce
         )
@@ -104,6 +117,24 @@ class Solving:
             _final(result, self._env, vertex, context)
             for result, (vertex, _) in zip(results, graph.outputs, strict=True)
         ]
+
+    def _expanded(self, wanted: Sequence[Output]) -> Sequence[Output]:
+        """Put nested definitions in the place of the ops that name them."""
+        from crossdock.engine.cache.layerview import LayerView
+        from crossdock.engine.facade_look import read_file
+        from crossdock.engine.facade_nested import expanded
+
+        context = OpContext(self._cancel, self._sink)
+
+        def read(ref: Ref, path: str) -> bytes | None:
+            return read_file(LayerView(self._env.directories(ref, "", context)), path)
+
+        return expanded(
+            wanted,
+            solve=lambda output: self._run_once([output], None, None)[0],
+            read=read,
+            rewrite=self._rewrite,
+        )
 
 
 def _final(result: Result, env: OpEnv, vertex: str, ctx: OpContext) -> Ref:
@@ -209,8 +240,8 @@ def _make_op(node: Node, env: OpEnv, locals_: LocalSources, images: Callable[[],
         case SourceOp(identifier=identifier):
             return _make_source(node, identifier, env, locals_, images)
         case BuildOp():
-            summary = "nested builds (BuildOp) are not supported by the embedded engine"
-            raise NotSupported(summary)
+            summary = "a nested build was not read before the solve that needs it"
+            raise InternalError(summary)
         case PassthroughOp():
             from crossdock.engine.ops.passthrough import PassthroughSolverOp
 
@@ -241,6 +272,10 @@ def _make_source(
         from crossdock.engine.sources.ocilayout import LayoutSolverOp
 
         return LayoutSolverOp(node, env)
+    if scheme in ("docker-image+blob", "oci-layout+blob"):
+        from crossdock.engine.sources.imageblob import BlobSolverOp
+
+        return BlobSolverOp(node, env, images)
     summary = f"sources of the kind {scheme}:// are not supported by the embedded engine"
     raise NotSupported(summary, hint=f"asked for: {identifier}")
 

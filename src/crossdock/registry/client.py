@@ -202,10 +202,20 @@ class RegistryClient:
 
         Raises: AuthError, RegistryError; the token's cause.
         """
+        return self.blob_size(ref, digest) is not None
+
+    def blob_size(self, ref: Reference, digest: Digest) -> int | None:
+        """Return the bytes of a blob, 0 when the registry does not tell, ``None`` when the repository has it not.
+
+        Raises: AuthError, RegistryError; the token's cause.
+        """
         endpoint = self._config.endpoints(ref.domain, pull=False, insecure=self._insecure)[-1]
         response = self._send(self._blob("HEAD", endpoint, ref, digest), (200, 404))
         response.discard()
-        return response.status == 200
+        length = response.header("content-length")
+        if response.status != 200:
+            return None
+        return int(length) if length.isdecimal() else 0
 
     def push_blob(
         self,

@@ -34,6 +34,8 @@ FRONTEND_CAPS = (
     "gateway.evaluate",
     "gateway.warnings",
     "source.metaresolver",
+    "source.metaresolver.image.attestations",
+    "source.metaresolver.http.checksumrequest",
 )
 
 LLB_CAPS = (
@@ -67,7 +69,9 @@ LLB_CAPS = (
     "source.http.perm",
     "soruce.http.uidgid",
     "source.http.header",
+    "source.imageblob",
     "source.ocilayout",
+    "source.buildop.llbfilename",
     "exec.meta.base",
     "exec.meta.cgroup.parent",
     "exec.meta.network",

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from crossdock.engine.facade import Engine
     from crossdock.engine.solver import KeyedVertex
     from crossdock.llb.graph import Output
+    from crossdock.llb.policy import SourcePolicies
     from crossdock.registry import RegistryClient, RegistryConfig
     from crossdock.secret import Secret
     from crossdock.server.results import ResultRef, Results
@@ -161,7 +162,8 @@ class Job:
         try:
             if mine:
                 self.police(mine)
-                solved = self._solve([ref.output for ref in mine])
+                own = self.policies.also([policy for ref in mine for policy in ref.policies])
+                solved = self._solve([ref.output for ref in mine], own)
                 for ref, done in zip(mine, solved, strict=True):
                     ref.ref = done
         finally:
@@ -182,14 +184,15 @@ class Job:
                 ref.output, ref.scan = policies.apply(ref.output), policies.apply_all(ref.scan)
                 ref.policed = True
 
-    def inputs(self) -> SolveInputs:
-        """Return what a solve may ask of the client."""
+    def inputs(self, policies: SourcePolicies | None = None) -> SolveInputs:
+        """Return what a solve may ask of the client; ``policies`` are also for definitions that the build itself makes."""
         return SolveInputs(
             secrets=self._secret,
             ssh=self._agents.get,
             allow=self.allow,
             fetch_local=self.directories,
             layouts=self.layouts,
+            rewrite=(policies or self.policies).apply,
         )
 
     def _claim(self, refs: Sequence[ResultRef]) -> list[ResultRef]:
@@ -202,11 +205,11 @@ class Job:
             self._solving |= {ref.id for ref in mine}
             return mine
 
-    def _solve(self, outputs: list[Output | None]) -> list[Ref]:
+    def _solve(self, outputs: list[Output | None], policies: SourcePolicies | None = None) -> list[Ref]:
         for attempt in range(_RETRIES):
             try:
                 return self.engine.solve(
-                    outputs, inputs=self.inputs(), sink=self.log, cancel=self.cancel, keyed=self.keyed
+                    outputs, inputs=self.inputs(policies), sink=self.log, cancel=self.cancel, keyed=self.keyed
                 )
             except SessionLost as exc:
                 # A step that was shared lost the client it had begun with: ours takes it up.
@@ -225,6 +228,8 @@ class Job:
         error.summary = kept.sub("", error.summary)
 
     def _secret(self, name: str) -> Secret | None:
+        if not self.session_id:
+            return None
         return get_secret(self.session(self.cancel), name, self.cancel)
 
     def _client(self, cancel: CancelToken) -> RegistryClient:

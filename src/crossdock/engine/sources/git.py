@@ -24,7 +24,7 @@ from crossdock.engine.cache.refs import Ref
 from crossdock.engine.ops.base import BaseOp
 from crossdock.engine.solver import CacheMap, KeyHasher
 from crossdock.engine.sources.gitrun import Git, GitFailed, redact
-from crossdock.errors import SolveError
+from crossdock.errors import NotSupported, SolveError
 from crossdock.llb.ops import SourceOp
 from crossdock.record import NamedTuple
 
@@ -91,6 +91,9 @@ class GitSolverOp(BaseOp):
             raise SolveError(summary, vertex=self.vertex)
         self._attrs = node.op.attrs
         for name in self._attrs:
+            if name.startswith("git.sig.") or name in ("git.bundle", "git.checkoutbundle"):
+                summary = f"{redact(node.op.identifier)}: {name} is not supported: neither signatures nor bundles are handled here"
+                raise NotSupported(summary)
             if name not in _KNOWN:
                 msg = f"the attribute {name} is not supported by the embedded engine"
                 raise self._error(msg)

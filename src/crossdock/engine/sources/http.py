@@ -12,7 +12,6 @@ from __future__ import annotations
 import email.message
 import email.utils
 import json
-import os
 import posixpath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -20,8 +19,9 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from crossdock.engine.cache.refs import Ref
 from crossdock.engine.ops.base import BaseOp
 from crossdock.engine.solver import CacheMap, KeyHasher
+from crossdock.engine.sources.onefile import FileShape, file_layer, plain_name, read_shape
 from crossdock.engine.sources.transfer import Transfer
-from crossdock.errors import SolveError
+from crossdock.errors import NotSupported, SolveError
 from crossdock.image.digest import Digest, parse_digest
 from crossdock.llb.ops import SourceOp
 from crossdock.record import NamedTuple
@@ -49,7 +49,6 @@ _KNOWN = frozenset(
         "sig.signature",
     )
 )
-_CHUNK = 1 << 20
 #: seconds before the first of the further tries
 PAUSE_S = 0.3
 
@@ -78,8 +77,8 @@ class HttpSolverOp(BaseOp):
         self._fetched: HttpFacts | None = None
         for name in self._attrs:
             if name.startswith("http.sig."):
-                msg = "signatures of downloads cannot be verified by the embedded engine"
-                raise self._error(msg)
+                summary = f"{self.shown_url}: signatures of downloads cannot be verified here"
+                raise NotSupported(summary, hint="pin the file with a checksum")
             if name not in _KNOWN and not name.startswith("http.header."):
                 msg = f"unknown attribute {name}"
                 raise self._error(msg)
@@ -100,27 +99,29 @@ class HttpSolverOp(BaseOp):
         fetched = known or self._fetch(ctx)
         self.env.pins[self.vertex] = fetched.digest
         hasher = KeyHasher("http").text("digest", fetched.digest).text("name", fetched.filename)
-        for name in ("perm", "uid", "gid"):
-            hasher.text(name, self._attrs.get(f"http.{name}", ""))
+        shape = self._shape(fetched.filename)
+        hasher.number("mode", shape.mode).number("uid", shape.uid).number("gid", shape.gid)
         hasher.number("modified", fetched.modified)
         return CacheMap(hasher.finish())
 
     def execute(self, inputs: Sequence[Result], ctx: OpContext) -> Sequence[Result]:  # noqa: ARG002
         """Put the file into a layer of its own."""
         fetched = self._fetched or self._fetch(ctx)
-        store, lease = self.env.store, self.env.lease
-        with store.layers.new(lease, kind="source", description=f"http url {self.shown_url}") as layer:
-            path = layer.fs / fetched.filename
-            with store.content.open(fetched.digest) as source, path.open("xb") as target:
-                while data := source.read(_CHUNK):
-                    ctx.cancel.check()
-                    target.write(data)
-            path.chmod(int(self._attrs.get("http.perm") or "600", 8) & 0o7777)
-            uid, gid = int(self._attrs.get("http.uid") or 0), int(self._attrs.get("http.gid") or 0)
-            if (uid or gid) and not self.env.lenient_owner:
-                os.chown(path, uid, gid)
-            os.utime(path, ns=(fetched.modified * 10**9,) * 2)
-            return [Ref((layer.commit(),))]
+        layer = file_layer(
+            self.env,
+            fetched.digest,
+            self._shape(fetched.filename),
+            modified=fetched.modified,
+            description=f"http url {self.shown_url}",
+            ctx=ctx,
+        )
+        return [Ref((layer,))]
+
+    def _shape(self, filename: str) -> FileShape:
+        try:
+            return read_shape(self._attrs, default=filename)
+        except ValueError as exc:
+            raise self._error(str(exc)) from exc
 
     def describe(self, ctx: OpContext, *, content: bool) -> HttpFacts:
         """Say what the URL gives; with ``content`` it is in the store afterwards. Raises: SolveError, the token's cause."""
@@ -234,7 +235,7 @@ class HttpSolverOp(BaseOp):
             message["Content-Disposition"] = disposition
             name = str(message.get_filename() or "")
         name = posixpath.basename(name) or posixpath.basename(unquote(urlsplit(self._url).path))
-        return "download" if name in ("", ".", "..", "/") or "\0" in name else name
+        return plain_name(name) or "download"
 
     def _error(self, text: str) -> SolveError:
         return SolveError(

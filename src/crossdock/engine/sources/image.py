@@ -8,7 +8,7 @@ Spec: BuildKit ``source/containerimage``; image-spec 1.1, image-index.md.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 from crossdock.engine.store.locks import OncePerKey
 from crossdock.errors import (
@@ -146,6 +146,17 @@ class ImageSource:
                 )
             ids.append(layer_id)
         return tuple(ids)
+
+    def open_blob(self, ref: Reference, digest: Digest, cancel: CancelToken) -> tuple[int, BinaryIO] | None:
+        """Open a blob of a repository, giving its size too; ``None`` when it has none of that digest. Close it.
+
+        Raises: AuthError, RegistryError; the token's cause.
+        """
+        client = self._registry.scoped(cancel=cancel)
+        size = client.blob_size(ref, digest)
+        if size is None:
+            return None
+        return size, cast("BinaryIO", client.open_blob(ref, Descriptor("", digest, size)))
 
     def _is_noted(self, layer_id: LayerId, blob: Descriptor, repositories: tuple[str, ...]) -> bool:
         return any(

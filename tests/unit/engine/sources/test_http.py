@@ -11,13 +11,14 @@ import pytest
 
 from crossdock.cancel import CancelToken
 from crossdock.engine.sources.http import HttpSolverOp
-from crossdock.errors import Cancelled, SolveError
+from crossdock.errors import Cancelled, NotSupported, SolveError
 from crossdock.progress.events import VertexStatus
 from support.scripted import Got, Reply, ScriptedServer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from crossdock.errors import CrossdockError
     from unit.engine.sources.conftest import Runner
 
 DATA = b"content\n" * 1000
@@ -192,9 +193,13 @@ class TestFailures:
         assert "hunter2" not in text
         assert "abc" not in text
 
-    @pytest.mark.parametrize("name", ["http.nosuch", "http.sig.pubkey"])
-    def test_unknown_attributes_are_refused(self, runner: Runner, name: str) -> None:
-        with pytest.raises(SolveError):
+    @pytest.mark.parametrize(
+        ("name", "kind"), [("http.nosuch", SolveError), ("http.sig.pubkey", NotSupported)]
+    )
+    def test_unknown_attributes_are_refused(
+        self, runner: Runner, name: str, kind: type[CrossdockError]
+    ) -> None:
+        with pytest.raises(kind):
             runner.op(HttpSolverOp, "http://x/y", {name: "1"})
 
     def test_redirects_end(self, runner: Runner, server: ScriptedServer, url: str) -> None:
