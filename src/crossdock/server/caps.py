@@ -33,6 +33,7 @@ FRONTEND_CAPS = (
     "gateway.solve.evaluate",
     "gateway.evaluate",
     "gateway.warnings",
+    "reference.attestations",
     "source.metaresolver",
     "source.metaresolver.image.attestations",
     "source.metaresolver.http.checksumrequest",

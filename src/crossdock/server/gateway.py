@@ -13,7 +13,6 @@ from crossdock.buildkit.proto import gateway_pb2, ops_pb2, stat_pb2
 from crossdock.buildkit.rpc.serve import unary
 from crossdock.buildkit.session.tree import go_mode
 from crossdock.errors import (
-    NotSupported,
     Position,
     SolveError,
     SourceFile,
@@ -121,9 +120,6 @@ class LLBBridge:
             if request.HasField("error"):
                 self._answer_of(job).give(ClientFailure(request.error))
             elif request.HasField("result"):
-                if request.result.attestations:
-                    summary = "attestations of frontends are not supported by this server yet"
-                    raise NotSupported(summary)
                 self._answer_of(job).give(Results.from_pb(request.result, job.known()))
             else:
                 self._answer_of(job).give(Results.empty())

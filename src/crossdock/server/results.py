@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from crossdock.engine.cache.refs import Ref
     from crossdock.llb.graph import Output
     from crossdock.llb.policy import Policy
+    from crossdock.server.frontendattests import Given
 
 __all__ = [
     "ResultRef",
@@ -70,7 +71,7 @@ class ResultRef:
 class Results:
     """What a solve gives: one file system or one per platform, and metadata."""
 
-    __slots__ = ("metadata", "refs", "single")
+    __slots__ = ("attestations", "metadata", "refs", "single")
 
     def __init__(
         self,
@@ -78,11 +79,14 @@ class Results:
         metadata: Mapping[str, bytes] | None = None,
         *,
         single: bool,
+        attestations: Mapping[str, Sequence[Given]] | None = None,
     ) -> None:
         #: by platform id; under ``""`` when ``single``
         self.refs = dict(refs)
         self.metadata = dict(metadata or {})
         self.single = single
+        #: by platform id: what a frontend made, as it said it, with the file system it is in
+        self.attestations = dict(attestations or {})
 
     @classmethod
     def of(cls, output: Output | None, metadata: Mapping[str, bytes] | None = None) -> Results:
@@ -95,12 +99,15 @@ class Results:
         return cls({"": None}, metadata, single=True)
 
     def all_refs(self) -> list[ResultRef]:
-        """Return the file systems there are."""
-        return [ref for ref in self.refs.values() if ref is not None]
+        """Return the file systems there are, those with attestations in them last."""
+        own = [ref for ref in self.refs.values() if ref is not None]
+        return [*own, *(ref for given in self.attestations.values() for _, ref in given)]
 
     def to_pb(self, *, arrays: bool) -> gateway_pb2.Result:
         """Return the message; ``arrays``: the client knows the form with definitions."""
         out = gateway_pb2.Result(metadata=self.metadata)
+        for key, given in self.attestations.items():
+            out.attestations[key].attestation.extend(message for message, _ in given)
         ids = {key: ref.id if ref is not None else "" for key, ref in self.refs.items()}
         if self.single and arrays:
             out.ref.CopyFrom(self._ref(self.refs[""]))
@@ -127,18 +134,21 @@ class Results:
         Raises: UsageError when one is not known.
         """
         metadata = dict(message.metadata)
+        made = {key: _attested(value, known) for key, value in message.attestations.items()}
         match message.WhichOneof("result"):
             case "refs":
                 found = {k: _known(r.id, known) for k, r in message.refs.refs.items()}
             case "refsDeprecated":
                 found = {k: _known(i, known) for k, i in message.refsDeprecated.refs.items()}
             case "ref":
-                return cls({"": _known(message.ref.id, known)}, metadata, single=True)
+                return cls({"": _known(message.ref.id, known)}, metadata, single=True, attestations=made)
             case "refDeprecated":
-                return cls({"": _known(message.refDeprecated, known)}, metadata, single=True)
+                return cls(
+                    {"": _known(message.refDeprecated, known)}, metadata, single=True, attestations=made
+                )
             case _:
                 return cls.empty(metadata)
-        return cls(found, metadata, single=False)
+        return cls(found, metadata, single=False, attestations=made)
 
 
 def _known(name: str, known: Mapping[str, ResultRef]) -> ResultRef | None:
@@ -148,6 +158,19 @@ def _known(name: str, known: Mapping[str, ResultRef]) -> ResultRef | None:
         summary = f"no such ref: {name}"
         raise UsageError(summary)
     return known[name]
+
+
+def _attested(message: gateway_pb2.Attestations, known: Mapping[str, ResultRef]) -> list[Given]:
+    """Read what a frontend attests. Raises: UsageError, NotSupported."""
+    from crossdock.server.frontendattests import check_attestation
+
+    found: list[Given] = []
+    for given in message.attestation:
+        check_attestation(given)
+        ref = _known(given.ref.id, known)
+        if ref is not None:
+            found.append((given, ref))
+    return found
 
 
 def decode_output(definition: ops_pb2.Definition) -> Output | None:
@@ -161,7 +184,7 @@ def decode_output(definition: ops_pb2.Definition) -> Output | None:
 class PlatformResult:
     """One platform of a result as exporters want it."""
 
-    __slots__ = ("base_config", "config", "epoch_s", "id", "platform", "ref")
+    __slots__ = ("attestations", "base_config", "config", "epoch_s", "id", "platform", "ref")
 
     def __init__(
         self,
@@ -178,6 +201,8 @@ class PlatformResult:
         self.config = config
         self.base_config = base_config
         self.epoch_s = epoch_s
+        #: what its frontend attests of it
+        self.attestations: Sequence[Given] = ()
 
 
 def platforms_of(results: Results) -> list[PlatformResult]:
@@ -244,7 +269,10 @@ def _platform(
     except ValueError as exc:
         summary = f"the result's {_EPOCH} is not a number"
         raise SolveError(summary) from exc
-    return PlatformResult(name, platform, ref, config, base_config, epoch_s)
+    found = PlatformResult(name, platform, ref, config, base_config, epoch_s)
+    for key in (name, str(platform.normalised())):
+        found.attestations = found.attestations or results.attestations.get(key, ())
+    return found
 
 
 def platform_json(platform: Platform) -> dict[str, Any]:

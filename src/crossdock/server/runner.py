@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from crossdock.buildkit.proto import ops_pb2
+    from crossdock.engine.exporters.attestation import Attestation
     from crossdock.engine.exporters.model import ExporterSpec
     from crossdock.server.jobs import Job
     from crossdock.server.results import PlatformResult
@@ -83,9 +84,15 @@ def _write_out(
 ) -> dict[str, str]:
     scans = [ResultRef(output) if output is not None else None for output in job.attests.scans(platforms)]
     refs = [p.ref for p in platforms if p.ref is not None]
-    solved = job.solve([*refs, *(scan for scan in scans if scan is not None)])[: len(refs)]
+    attesting = [ref for p in platforms for _, ref in p.attestations]
+    solved = job.solve([*refs, *attesting, *(scan for scan in scans if scan is not None)])[: len(refs)]
     keyed = job.keyed or []
-    attestations = job.attests.make([scan.ref if scan is not None else None for scan in scans], keyed)
+    made: Sequence[Sequence[Attestation]]
+    made = job.attests.make([scan.ref if scan is not None else None for scan in scans], keyed)
+    if attesting:
+        from crossdock.server.frontendattests import attestations_of
+
+        made = attestations_of(job, platforms, made)
     response: dict[str, str] = {}
     if specs:
         job.caches.secure(solved)
@@ -93,7 +100,7 @@ def _write_out(
             job,
             platforms,
             specs,
-            attestations,
+            made,
             inline=job.caches.inline(platforms, keyed),
             multi_platform=multi_platform,
         )
