@@ -357,6 +357,7 @@ class RemoteError(CrossdockError):
         *,
         grpc_code: str | None = None,
         exit_code: int = 1,
+        vertex: str | None = None,
         detail: str | None = None,
         hint: str | None = None,
         source: SourceRange | None = None,
@@ -365,6 +366,8 @@ class RemoteError(CrossdockError):
         super().__init__(summary, detail=detail, hint=hint, source=source, retryable=retryable)
         self.grpc_code = grpc_code
         self.exit_code = exit_code
+        #: digest of the step that failed, when the daemon says so
+        self.vertex = vertex
 
 
 class NotSupported(CrossdockError):

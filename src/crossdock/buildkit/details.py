@@ -28,7 +28,15 @@ from crossdock.errors import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["error_from_rpc", "error_from_status", "rpc_code", "translating"]
+__all__ = [
+    "decode_details",
+    "error_from_rpc",
+    "error_from_status",
+    "rpc_code",
+    "source_of",
+    "translating",
+    "vertex_of",
+]
 
 _UNAVAILABLE_HINT = "check that the daemon runs and that the address and its permissions are right"
 #: exit codes of ``docker buildx`` by gRPC code
@@ -54,7 +62,7 @@ def rpc_code(exc: Exception) -> str:
 
 def error_from_rpc(exc: RpcError, what: str) -> CrossdockError:
     """Build the typed error of a failed call."""
-    return error_from_status(exc.code, exc.message, _decode_details(exc.details), what)
+    return error_from_status(exc.code, exc.message, decode_details(exc.details), what)
 
 
 def error_from_status(code: str, message: str, details: list[tuple[str, Any]], what: str) -> CrossdockError:
@@ -71,8 +79,8 @@ def error_from_status(code: str, message: str, details: list[tuple[str, Any]], w
     if "no active session for" in message or "code = Unavailable" in message:
         summary = f"{what}: the daemon lost the connection over which it reads this build's files: {message}"
         return BuilderError(summary, hint="run the build again", retryable=True)
-    source = _source(details)
-    vertex = next((d.get("digest") for kind, d in details if kind == "errdefs.Vertex"), None)
+    source = source_of(details)
+    vertex = vertex_of(details)
     exits = [d for kind, d in details if kind == "gatewayapi.ExitMessage"]
     exit_code = exits[0].get("Code", 0) if exits else None
     if exit_code is not None:
@@ -81,10 +89,17 @@ def error_from_status(code: str, message: str, details: list[tuple[str, Any]], w
         return StoreFull(f"{what}: {message}", hint="free disk space on the daemon, or run `crossdock prune`")
     if source is not None and vertex is None:
         return DockerfileError(message, source=source)
-    return RemoteError(message, grpc_code=code, exit_code=_EXIT_CODES.get(code, 1), source=source)
+    exit_code = _EXIT_CODES.get(code, 1)
+    return RemoteError(message, grpc_code=code, exit_code=exit_code, source=source, vertex=vertex)
 
 
-def _decode_details(raw: bytes) -> list[tuple[str, Any]]:
+def vertex_of(details: list[tuple[str, Any]]) -> str | None:
+    """Return the digest of the step that failed."""
+    return next((d.get("digest") for kind, d in details if kind == "errdefs.Vertex"), None)
+
+
+def decode_details(raw: bytes) -> list[tuple[str, Any]]:
+    """Return the ``(type, JSON value)`` details of an encoded ``google.rpc.Status``; what cannot be read is left out."""
     if not raw:
         return []
     from google.protobuf.message import DecodeError  # lazily: only failures pay for them
@@ -107,7 +122,8 @@ def _decode_details(raw: bytes) -> list[tuple[str, Any]]:
     return out
 
 
-def _source(details: list[tuple[str, Any]]) -> SourceRange | None:
+def source_of(details: list[tuple[str, Any]]) -> SourceRange | None:
+    """Return the place in a build file that an error names."""
     for kind, detail in details:
         if kind != "errdefs.Source":
             continue

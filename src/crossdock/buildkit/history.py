@@ -12,7 +12,7 @@ from crossdock.buildkit.client import nanoseconds
 from crossdock.buildkit.details import translating
 from crossdock.buildkit.proto import content_pb2, control_pb2
 from crossdock.buildkit.status import events
-from crossdock.errors import BuilderError
+from crossdock.errors import BuilderError, RemoteError
 from crossdock.image import Descriptor
 from crossdock.record import Record, field
 
@@ -26,6 +26,7 @@ __all__ = [
     "HistoryRecord",
     "delete_record",
     "finalize_record",
+    "has_blob",
     "history",
     "pin_record",
     "read_blob",
@@ -45,6 +46,10 @@ class HistoryRecord(Record):
     frontend_attrs: Mapping[str, str] = field(hash=False)
     exporters: tuple[tuple[str, Mapping[str, str]], ...] = field(default_factory=tuple, hash=False)
     error: str = ""
+    #: gRPC's number of the error, 0 for none
+    error_code: int = 0
+    #: the error with all its details, a blob of :func:`read_blob`
+    external_error: Descriptor | None = None
     created_ns: int
     completed_ns: int | None
     logs: Descriptor | None
@@ -125,6 +130,24 @@ def read_blob(client: Client, blob: Descriptor) -> Iterator[bytes]:
             yield content_pb2.ReadContentResponse.FromString(raw).data
 
 
+def has_blob(client: Client, blob: Descriptor) -> bool:
+    """Whether the daemon still has a blob of the history."""
+    request = content_pb2.InfoRequest(digest=blob.digest)
+    try:
+        with translating(f"{client.name}: looking for {blob.digest}"):
+            client.channel.unary(
+                "/containerd.services.content.v1.Content/Info",
+                request,
+                content_pb2.InfoResponse,
+                metadata=(_NAMESPACE,),
+            )
+    except RemoteError as exc:
+        if exc.grpc_code in ("NOT_FOUND", "UNIMPLEMENTED"):
+            return False
+        raise
+    return True
+
+
 def record_events(client: Client, record: HistoryRecord) -> Iterator[Event]:
     """Replay the progress of a finished build, or follow that of a running one."""
     if record.completed_ns is None:
@@ -162,13 +185,16 @@ def _descriptor(message: control_pb2.Descriptor) -> Descriptor:
 
 
 def _record(record: control_pb2.BuildHistoryRecord) -> HistoryRecord:
-    groups = dict(record.Results) or ({"": record.Result} if record.HasField("Result") else {})
+    # Of several platforms, each has attestations of its own, and the index is the whole's.
+    groups = {**({"": record.Result} if record.HasField("Result") else {}), **record.Results}
     return HistoryRecord(
         ref=record.Ref,
         frontend=record.Frontend,
         frontend_attrs=dict(record.FrontendAttrs),
         exporters=tuple((e.Type, dict(e.Attrs)) for e in record.Exporters),
         error=record.error.message,
+        error_code=record.error.code,
+        external_error=_descriptor(record.externalError) if record.HasField("externalError") else None,
         created_ns=nanoseconds(record.CreatedAt),
         completed_ns=nanoseconds(record.CompletedAt) if record.HasField("CompletedAt") else None,
         logs=_descriptor(record.logs) if record.HasField("logs") else None,

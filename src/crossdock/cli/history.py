@@ -5,6 +5,7 @@ Spec: docker/buildx ``commands/history``.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,11 @@ from crossdock.errors import NotSupported, UsageError
 if TYPE_CHECKING:
     import click
 
+    from crossdock.builders.model import NodeGroup
     from crossdock.builders.records import FoundRecord
     from crossdock.cli.command import Globals
 
-__all__ = ["command", "export", "import_", "logs", "ls", "open_", "rm", "trace"]
+__all__ = ["command", "export", "logs", "ls", "rm", "trace"]
 
 _HEADERS = {
     "Ref": "BUILD ID",
@@ -51,7 +53,7 @@ command = _HistoryGroup(
     table={
         "export": SubCommand("crossdock.cli.history:export", "Export build records into a bundle"),
         "import": SubCommand(
-            "crossdock.cli.history:import_", "Import build records into Docker Desktop", hidden=True
+            "crossdock.cli.historydesktop:import_", "Import build records into Docker Desktop"
         ),
         "inspect": SubCommand("crossdock.cli.historyinspect:inspect", "Inspect a build record"),
         "inspect-attachment": SubCommand(
@@ -59,9 +61,7 @@ command = _HistoryGroup(
         ),
         "logs": SubCommand("crossdock.cli.history:logs", "Print the logs of a build record"),
         "ls": SubCommand("crossdock.cli.history:ls", "List build records"),
-        "open": SubCommand(
-            "crossdock.cli.history:open_", "Open a build record in Docker Desktop", hidden=True
-        ),
+        "open": SubCommand("crossdock.cli.historydesktop:open_", "Open a build record in Docker Desktop"),
         "rm": SubCommand("crossdock.cli.history:rm", "Remove build records"),
         "trace": SubCommand("crossdock.cli.history:trace", "Show the OpenTelemetry trace of a build record"),
     },
@@ -248,22 +248,42 @@ def export(globals_: Globals, args: tuple[str, ...], all_: bool, finalize: bool,
 
 
 @make_command("trace [OPTIONS] [REF]", args=(0, 1))
-@flag("--addr", default="127.0.0.1:0", hidden=True, help="Address to bind the UI server")
-@flag("--compare", hidden=True, help="Compare with another build record")
+@flag("--addr", default="127.0.0.1:0", help="Address to bind the UI server")
+@flag("--compare", help="Compare with another build record")
 def trace(globals_: Globals, args: tuple[str, ...], addr: str, compare: str | None) -> None:
-    """Print the OpenTelemetry trace of a build record as Jaeger's JSON"""
+    """Show the OpenTelemetry trace of a build record"""
     import json
 
+    group = chosen_builder(globals_)
+    shown = _trace(group, args[0] if args else "")
+    if compare is None and not sys.stdout.isatty():
+        sys.stdout.write(json.dumps(shown, indent=2, ensure_ascii=False) + "\n")
+        return
+    from crossdock.builders.desktop import open_url
+    from crossdock.cli.interrupt import interruptible
+    from crossdock.cli.traceviewer import TraceViewer
+    from crossdock.errors import BuilderError, Cancelled
+
+    traces = [_trace(group, compare)] if compare is not None else []
+    viewer = TraceViewer(addr, {t["data"][0]["traceID"]: t for t in [*traces, shown]})
+    sys.stderr.write(f"Trace available at {viewer.url}\n")
+    with contextlib.suppress(Cancelled), interruptible(plugin=globals_.plugin) as cancel:
+        with contextlib.suppress(BuilderError, NotSupported):
+            open_url(viewer.url)  # where there is no browser, its address was told
+        viewer.serve(cancel)
+
+
+def _trace(group: NodeGroup, ref: str) -> dict[str, Any]:
+    """Return the trace of a finished build. Raises: BuilderError when there is none."""
     from crossdock.builders.records import find_one
     from crossdock.builders.tracejson import jaeger_trace
     from crossdock.buildkit.history import finalize_record, read_blob
     from crossdock.errors import BuilderError
 
-    if compare or addr != "127.0.0.1:0":
-        summary = "this version prints traces, and has no viewer: --addr and --compare are not available"
-        raise NotSupported(summary, hint="load the JSON into a Jaeger UI")
-    group = chosen_builder(globals_)
-    found = find_one(group, args[0] if args else "")
+    found = find_one(group, ref)
+    if found.record.completed_ns is None:
+        summary = f"build {found.record.ref} is not completed: only completed builds have a trace"
+        raise BuilderError(summary, hint="wait for its end, or name another")
     with found.client() as client:
         if found.record.trace is None:
             # A daemon writes it some seconds after the build, or when it is told to.
@@ -273,21 +293,8 @@ def trace(globals_: Globals, args: tuple[str, ...], addr: str, compare: str | No
             summary = f"build {found.record.ref} has no trace"
             raise BuilderError(summary, hint="a daemon keeps traces of finished builds, from v0.11 on")
         raw = b"".join(read_blob(client, found.record.trace))
-    sys.stdout.write(json.dumps(jaeger_trace(raw), indent=2, ensure_ascii=False) + "\n")
-
-
-@make_command("open [OPTIONS] [REF]", args=(0, 1))
-def open_(_globals: Globals, args: tuple[str, ...]) -> None:
-    """Open a build record in Docker Desktop"""
-    del args
-    summary = "`history open` needs Docker Desktop, which this program does not talk to"
-    raise NotSupported(summary, hint="`history inspect` shows the record here")
-
-
-@make_command("import [OPTIONS] -", args=(0, None))
-@flag("-f", "--file", "file", kind="stringArray", help="Import from a file path")
-def import_(_globals: Globals, args: tuple[str, ...], file: tuple[str, ...]) -> None:
-    """Import build records into Docker Desktop"""
-    del args, file
-    summary = "`history import` needs Docker Desktop, which this program does not talk to"
-    raise NotSupported(summary, hint="bundles are gzipped tars of OCI layouts; `tar -xzf` unpacks them")
+    converted = jaeger_trace(raw)
+    if not converted["data"]:
+        summary = f"the trace of build {found.record.ref} is empty"
+        raise BuilderError(summary)
+    return converted

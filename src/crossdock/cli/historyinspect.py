@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from crossdock.builders.records import FoundRecord
+    from crossdock.buildkit.client import Client
     from crossdock.cli.command import Globals
     from crossdock.image import Descriptor
 
 __all__ = ["attachment", "inspect"]
 
-_PREDICATE = "in-toto.io/predicate-type"
 _SHORT_TYPES = {
     "index": ("application/vnd.oci.image.index.v1+json",),
     "manifest": ("application/vnd.oci.image.manifest.v1+json",),
@@ -30,15 +30,26 @@ _SHORT_TYPES = {
     "provenance": ("https://slsa.dev/provenance/v1", "https://slsa.dev/provenance/v0.2"),
     "sbom": ("https://spdx.dev/Document",),
 }
-#: frontend attributes shown as the build's configuration
-_CONFIG = {
-    "NoCache": "no-cache",
-    "ImageResolveMode": "image-resolve-mode",
-    "Network": "force-network-mode",
-    "ExtraHosts": "add-hosts",
-    "Ulimit": "ulimit",
-    "ShmSize": "shm-size",
-    "CgroupParent": "cgroup-parent",
+#: of the configuration, the titles that are not their names in words
+_TITLES = {
+    "ExtraHosts": "Extra Hosts",
+    "CgroupParent": "Cgroup Parent",
+    "ImageResolveMode": "Image Resolve Mode",
+    "MultiPlatform": "Multi-Platform",
+    "NoCache": "No Cache",
+    "NoCacheFilter": "No Cache Filter",
+    "ShmSize": "Shm Size",
+    "Ulimit": "Resource Limits",
+    "MemorySwap": "Memory Swap",
+    "CPUShares": "CPU Shares",
+    "CPUPeriod": "CPU Period",
+    "CPUQuota": "CPU Quota",
+    "CPUSetCPUs": "CPUSet CPUs",
+    "CPUSetMems": "CPUSet Mems",
+    "CacheMountNS": "Cache Mount Namespace",
+    "DockerfileCheckConfig": "Dockerfile Check Config",
+    "SourceDateEpoch": "Source Date Epoch",
+    "SandboxHostname": "Sandbox Hostname",
 }
 
 
@@ -47,131 +58,111 @@ _CONFIG = {
 def inspect(globals_: Globals, args: tuple[str, ...], format: str) -> None:
     """Inspect a build record"""
     from crossdock.builders.records import find_one
+    from crossdock.cli.recorddetails import record_details
 
     found = find_one(chosen_builder(globals_), args[0] if args else "")
-    details = _details(found)
+    plain = format in ("json", "pretty")
+    with found.client() as client:
+        details = record_details(found, client, full=not plain)
     if format == "json":
         import json
 
         sys.stdout.write(json.dumps(details, indent=2, ensure_ascii=False) + "\n")
     elif format == "pretty":
-        sys.stdout.write(_pretty(found, details, globals_.program))
+        sys.stdout.write(_pretty(found, details, globals_.program, debug=globals_.debug))
     else:
         from crossdock.cli.template import Template
 
         sys.stdout.write(Template(format).render(details) + "\n")
 
 
-def _details(found: FoundRecord) -> dict[str, Any]:
-    from crossdock.cli.history import stamp
-
-    record, local = found.record, found.local
-    attrs = record.frontend_attrs
-    out: dict[str, Any] = {
-        "Name": found.name,
-        "Ref": record.ref,
-        "Context": attrs.get("context") or local.context,
-        "Dockerfile": local.dockerfile or attrs.get("filename", ""),
-        "VCSRepository": attrs.get("vcs:source", ""),
-        "VCSRevision": attrs.get("vcs:revision", ""),
-        "Target": attrs.get("target", ""),
-        "Platform": [p for p in attrs.get("platform", "").split(",") if p],
-        "NamedContexts": _pairs(attrs, "context:"),
-        "StartedAt": stamp(record.created_ns),
-        "CompletedAt": stamp(record.completed_ns) if record.completed_ns is not None else "",
-        "Duration": int(found.duration_s * 1e9),
-        "Status": record.status.lower(),
-        "NumCompletedSteps": record.completed_steps,
-        "NumTotalSteps": record.total_steps,
-        "NumCachedSteps": record.cached_steps,
-        "NumWarnings": record.warnings,
-        "Error": {"Message": record.error} if record.error else {},
-        "BuildArgs": _pairs(attrs, "build-arg:"),
-        "Labels": _pairs(attrs, "label:"),
-        "Config": {name: attrs[key] for name, key in _CONFIG.items() if key in attrs},
-        "Attachments": [_attachment(platform, blob) for platform, blob in _blobs(found)],
-    }
-    kept = ("Config", "NumCompletedSteps", "NumTotalSteps", "NumCachedSteps", "Name")
-    return {k: v for k, v in out.items() if v or k in kept}
+def _pretty(found: FoundRecord, details: dict[str, Any], program: str, *, debug: bool) -> str:
+    record = found.record
+    parts = [_lines(_head(details))]
+    if details.get("NamedContexts"):
+        parts.append(_named("NAMED CONTEXT", details["NamedContexts"]))
+    parts.append(_lines(_course(found, details)))
+    if details["Config"]:
+        parts.append(_lines(list(_config(details["Config"]))))
+    for title, key in (("BUILD ARG", "BuildArgs"), ("LABEL", "Labels")):
+        if details.get(key):
+            parts.append(_named(title, details[key]))
+    if details.get("Materials"):
+        cells = [(m["URI"], ", ".join(m["Digests"])) for m in details["Materials"]]
+        parts.append("Materials:\n" + _table([("URI", "DIGEST"), *cells]))
+    if details.get("Attachments"):
+        blobs = [(a["Digest"], a.get("Platform", ""), a["Type"]) for a in details["Attachments"]]
+        parts.append("Attachments:\n" + _table([("DIGEST", "PLATFORM", "TYPE"), *blobs]))
+    if details.get("Error"):
+        parts.append(_error(details["Error"], debug=debug))
+    last = f"Print build logs: {program} history logs {record.ref}\n"
+    return "\n".join([*filter(None, parts), last])
 
 
-def _pairs(attrs: Any, prefix: str) -> list[dict[str, str]]:
-    found = {k.removeprefix(prefix): v for k, v in attrs.items() if k.startswith(prefix)}
-    return [{"Name": k, "Value": v} for k, v in sorted(found.items())]
+def _head(details: dict[str, Any]) -> list[tuple[str, str]]:
+    titles = {"VCSRepository": "VCS Repository", "VCSRevision": "VCS Revision"}
+    names = ("Name", "Ref", "Context", "Dockerfile", "VCSRepository", "VCSRevision", "Target")
+    rows = [(f"{titles.get(k, k)}:", str(details[k])) for k in names if details.get(k)]
+    if details.get("Platform"):
+        rows.append(("Platforms:", ", ".join(details["Platform"])))
+    if details.get("KeepGitDir"):
+        rows.append(("Keep Git Dir:", "true"))
+    return rows
 
 
-def _blobs(found: FoundRecord) -> list[tuple[str, Descriptor]]:
-    """Results and attestations by platform, and the images of indexes that are still there."""
-    from crossdock.buildkit.history import read_blob
-    from crossdock.errors import RemoteError
+def _course(found: FoundRecord, details: dict[str, Any]) -> list[tuple[str, str]]:
+    from crossdock.cli.history import duration_text
 
     record = found.record
-    out = [
-        (platform, blob)
-        for platform in sorted({*record.results, *record.attestations})
-        for blob in (*record.results.get(platform, ()), *record.attestations.get(platform, ()))
+    running = " (running)" if record.completed_ns is None else ""
+    rows = [
+        ("Started:", details["StartedAt"][:19].replace("T", " ")),
+        ("Duration:", duration_text(found.duration_s) + running),
     ]
-    with found.client() as client:
-        for _, blob in [b for b in out if "index" in b[1].media_type or "manifest.list" in b[1].media_type]:
-            try:
-                out += _images(b"".join(read_blob(client, blob)))
-            except RemoteError as exc:
-                if exc.grpc_code != "NOT_FOUND":
-                    raise
+    if details["Status"] == "canceled":
+        rows.append(("Status:", "Canceled"))
+    elif record.error:
+        rows.append(("Error:", record.error))
+    share = f" ({record.cached_steps * 100 / record.total_steps:.0f}% cached)" if record.total_steps else ""
+    rows.append(("Build Steps:", f"{record.completed_steps}/{record.total_steps}{share}"))
+    if record.warnings:
+        rows.append(("Warnings:", str(record.warnings)))
+    return rows
+
+
+def _config(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in config.items():
+        if name == "RestRaw":
+            yield from ((f"{pair['Name']}:", pair["Value"]) for pair in value)
+            continue
+        text = ", ".join(value) if isinstance(value, list) else "true" if value is True else str(value)
+        if name in ("Memory", "MemorySwap") and text.isdigit():
+            from crossdock.cli.values import human_size
+
+            text = human_size(int(text))
+        yield f"{_TITLES.get(name, name)}:", text
+
+
+def _error(error: dict[str, Any], *, debug: bool) -> str:
+    import base64
+
+    out = base64.b64decode(error.get("Sources", "")).decode()
+    if error.get("Logs"):
+        lines = [f"> => {error.get('Name', '')}:", *(f"> {line}" for line in error["Logs"])]
+        out += "\n".join(["Logs:", *lines]) + "\n"
+    if debug and error.get("Stack"):
+        out += "\n" + base64.b64decode(error["Stack"]).decode() + "\n"
     return out
 
 
-def _images(raw: bytes) -> Iterator[tuple[str, Descriptor]]:
-    from crossdock.image import Index, parse_manifest
-    from crossdock.image.mediatypes import OCI_INDEX
-
-    index = parse_manifest(raw, OCI_INDEX, "the build's index")
-    if isinstance(index, Index):
-        for entry in index.manifests:
-            if entry.platform is not None and entry.platform.os != "unknown":
-                yield str(entry.platform), entry
+def _named(title: str, pairs: list[dict[str, str]]) -> str:
+    return _table([(title, "VALUE"), *((p["Name"], p.get("Value", "")) for p in pairs)])
 
 
-def _type_of(blob: Descriptor) -> str:
-    return blob.annotations.get(_PREDICATE) or blob.media_type
-
-
-def _attachment(platform: str, blob: Descriptor) -> dict[str, str]:
-    out = {"Digest": str(blob.digest), "Platform": platform, "Type": _type_of(blob)}
-    return {k: v for k, v in out.items() if v}
-
-
-def _pretty(found: FoundRecord, details: dict[str, Any], program: str) -> str:
-    from crossdock.cli.history import duration_text
+def _lines(rows: list[tuple[str, str]]) -> str:
     from crossdock.cli.table import align_columns
 
-    record = found.record
-    heads = ("Name", "Ref", "Context", "Dockerfile", "VCSRepository", "VCSRevision", "Target")
-    titles = {"VCSRepository": "VCS Repository", "VCSRevision": "VCS Revision"}
-    rows = [(f"{titles.get(k, k)}:", str(details[k])) for k in heads if details.get(k)]
-    if details.get("Platform"):
-        rows.append(("Platform:", ", ".join(details["Platform"])))
-    parts = ["".join(line + "\n" for line in align_columns(rows))]
-    times = [
-        ("Started:", details["StartedAt"][:19].replace("T", " ")),
-        ("Duration:", duration_text(found.duration_s) + ("+" if record.completed_ns is None else "")),
-    ]
-    if record.error:
-        times.append(("Error:", record.error))
-    share = f" ({record.cached_steps * 100 // record.total_steps}% cached)" if record.total_steps else ""
-    times.append(("Build Steps:", f"{record.completed_steps}/{record.total_steps}{share}"))
-    if record.warnings:
-        times.append(("Warnings:", str(record.warnings)))
-    parts.append("".join(line + "\n" for line in align_columns(times)))
-    for title, key in (("NAMED CONTEXT", "NamedContexts"), ("BUILD ARG", "BuildArgs"), ("LABEL", "Labels")):
-        if details.get(key):
-            parts.append(_table([(title, "VALUE"), *((p["Name"], p["Value"]) for p in details[key])]))
-    if details["Config"]:
-        parts.append(_table([("CONFIG", "VALUE"), *details["Config"].items()]))
-    if details.get("Attachments"):
-        cells = [(a["Digest"], a.get("Platform", ""), a["Type"]) for a in details["Attachments"]]
-        parts.append("Attachments:\n" + _table([("DIGEST", "PLATFORM", "TYPE"), *cells]))
-    return "\n".join([*parts, f"Print build logs: {program} history logs {record.ref}\n"])
+    return "".join(line.rstrip() + "\n" for line in align_columns(rows))
 
 
 def _table(rows: list[Any]) -> str:
@@ -192,23 +183,29 @@ def attachment(globals_: Globals, args: tuple[str, ...], platform: str | None, t
     if digest and (platform or type_):
         summary = "a digest names the attachment: --platform and --type cannot be used with it"
         raise UsageError(summary)
+    if not digest and not platform and not type_:
+        summary = "which attachment? at least one of --type, --platform or DIGEST must be given"
+        raise UsageError(summary, hint="`history inspect` lists them")
     found = find_one(chosen_builder(globals_), args[0] if args else "")
-    blob = _choose(found, digest, platform or "", type_ or "")
     with found.client() as client:
+        blob = _choose(found, client, digest, platform or "", type_ or "")
         sys.stdout.flush()
         for part in read_blob(client, blob):
             sys.stdout.buffer.write(part)
         sys.stdout.buffer.flush()
 
 
-def _choose(found: FoundRecord, digest: str, platform: str, kind: str) -> Descriptor:
+def _choose(found: FoundRecord, client: Client, digest: str, platform: str, kind: str) -> Descriptor:
+    from crossdock.cli.recorddetails import attachments, type_of
+
     types = _SHORT_TYPES.get(kind, (kind,))
-    for where, blob in _blobs(found):
+    known = attachments(found, client)
+    for where, blob in known:
         if digest:
             if str(blob.digest) == digest:
                 return blob
-        elif (not kind or _type_of(blob) in types) and (not platform or platform == where):
+        elif (not kind or type_of(blob) in types) and (not platform or platform == where):
             return blob
-    known = ", ".join(dict.fromkeys(_type_of(b) for _, b in _blobs(found))) or "none"
     summary = f"build {found.record.ref} has no such attachment"
-    raise BuilderError(summary, hint=f"its attachments: {known}")
+    listed = ", ".join(dict.fromkeys(type_of(b) for _, b in known)) or "none"
+    raise BuilderError(summary, hint=f"its attachments: {listed}")

@@ -91,17 +91,13 @@ def _configs(metadata: Mapping[str, bytes]) -> dict[str, ImageConfig]:
 
 def _manifests(client: Client, descriptor: Mapping[str, Any]) -> dict[str, str]:
     """Return the digests of an index's manifests by platform; none when the daemon does not have it."""
-    from crossdock.buildkit.history import read_blob
-    from crossdock.errors import RemoteError
+    from crossdock.buildkit.history import has_blob, read_blob
     from crossdock.image import Descriptor, Index, parse_manifest
 
     top = Descriptor.from_json(descriptor, "the daemon's answer")
-    try:
-        raw = b"".join(read_blob(client, top))
-    except RemoteError as exc:
-        if exc.grpc_code in ("NOT_FOUND", "UNIMPLEMENTED"):
-            return {}
-        raise
+    if not has_blob(client, top):
+        return {}
+    raw = b"".join(read_blob(client, top))
     index = parse_manifest(raw, top.media_type, "the build's index")
     entries = index.manifests if isinstance(index, Index) else ()
     return {str(e.platform.normalised()): e.digest for e in entries if e.platform is not None}
