@@ -119,6 +119,7 @@ LLB_CAPS = (
     "exporter.image.attestations",
     "exporter.sourcedateepoch",
     "exporter.multiple",
+    "exporter.session",
     "source.policy",
     "source.policy.session",
     "gc.freespacefilter",

@@ -30,13 +30,9 @@ _OURS = frozenset(["docker.io/docker/dockerfile", "docker.io/docker/dockerfile-u
 def check_request(job: Job) -> None:
     """Refuse what would otherwise be ignored. Raises: NotSupported naming the field; UsageError."""
     request = job.request
-    for field, why in (
-        ("EnableSessionExporter", "outputs chosen by the client after the build"),
-        ("ProxyNetwork", "networks by proxy"),
-    ):
-        if getattr(request, field):
-            summary = f"{why} are not supported by this server"
-            raise NotSupported(summary)
+    if request.ProxyNetwork:
+        summary = "networks by proxy are not supported by this server: steps reach the network directly or not at all"
+        raise NotSupported(summary, hint="--network none keeps steps off the network")
     check_outputs(specs_of(request), attested=job.attests.attested)
 
 
@@ -57,6 +53,10 @@ def run_job(job: Job) -> dict[str, str]:
         results = job.answer.wait(job.cancel)
     response = frontend_metadata(results.metadata)
     response.update(_finish(job, results))
+    if request.EnableSessionExporter:
+        from crossdock.server.sessionexporter import finish_outputs
+
+        finish_outputs(job, response)
     return response
 
 
@@ -65,8 +65,14 @@ def _finish(job: Job, results: Results) -> dict[str, str]:
     specs = specs_of(job.request)
     refs = results.all_refs()
     job.police(refs)
+    asked = not job.request.EnableSessionExporter
     while True:
         try:
+            if not asked:
+                from crossdock.server.sessionexporter import session_outputs
+
+                job.solve(refs)
+                specs, asked = [*specs, *session_outputs(job, results)], True
             if not specs and not job.caches.wants_keys:
                 job.solve(refs)
                 return {}

@@ -72,7 +72,7 @@ class TestSolve:
             ({"Frontend": "dockerfile.v0"}, "no active session"),
             ({"CompatibilityVersion": 999}, "compatibility version 999"),
             ({"Entitlements": ["security.insecure"]}, "security.insecure"),
-            ({"EnableSessionExporter": True}, "chosen by the client"),
+            ({"ProxyNetwork": True}, "networks by proxy"),
         ],
     )  # fmt: skip
     def test_a_wrong_request_is_refused_with_a_sentence(
