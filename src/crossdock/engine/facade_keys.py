@@ -66,10 +66,17 @@ class StoreKeyCache:
 
     @contextmanager
     def exclusive(self, key: str, cancel: CancelToken) -> Iterator[None]:
-        """Hold a lock file for the key; it is removed by whoever finds itself alone with it."""
+        """Hold a lock file for the key; it is removed by whoever finds itself alone with it.
+
+        Who waits goes on without the lock as soon as the key has a result: many builds that wait for one step would
+        otherwise pass the lock on, one after the other, only to find out that it is done.
+        """
         path = self._locks / f"key-{key.rpartition(':')[2][:32]}"
         while True:
-            with hold(path, cancel) as fd:
+            with hold(path, cancel, unless=lambda: self._store.records.canonical(key) == key) as fd:
+                if fd < 0:
+                    yield
+                    return
                 if _is_at(fd, path):
                     try:
                         yield

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from crossdock.cancel import CancelToken
@@ -24,6 +24,8 @@ __all__ = ["OncePerKey", "RemovalLock", "hold", "is_held", "try_flock"]
 
 _FIRST_WAIT_S = 0.002
 _LONGEST_WAIT_S = 0.05
+#: by how much each wait is longer than the one before: who waits comes a quarter late at most
+_LONGER = 1.25
 _MODE = 0o600
 
 
@@ -52,12 +54,18 @@ def is_held(path: Path) -> bool:
 
 @contextmanager
 def hold(
-    path: Path, cancel: CancelToken | None, *, exclusive: bool = True, directory: bool = False
+    path: Path,
+    cancel: CancelToken | None,
+    *,
+    exclusive: bool = True,
+    directory: bool = False,
+    unless: Callable[[], bool] | None = None,
 ) -> Iterator[int]:
     """Hold the lock on ``path``, waiting as long as it takes; yields the descriptor.
 
     A lock file is created when absent and stays. Without ``cancel`` the wait is the kernel's, at once woken;
-    with it the lock is polled (2 to 50 ms). Raises: the token's cause; OSError.
+    with it the lock is polled (2 to 50 ms). The wait ends without the lock when ``unless`` says, each time the lock is
+    not free, that it is not needed any more; then -1 is yielded. Raises: the token's cause; OSError.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY if directory else os.O_RDWR | os.O_CREAT
     fd = os.open(path, flags | os.O_CLOEXEC, _MODE)
@@ -67,8 +75,11 @@ def hold(
         else:
             wait_s = _FIRST_WAIT_S
             while not try_flock(fd, exclusive=exclusive):
+                if unless is not None and unless():
+                    yield -1
+                    return
                 cancel.sleep(wait_s)
-                wait_s = min(wait_s * 1.5, _LONGEST_WAIT_S)
+                wait_s = min(wait_s * _LONGER, _LONGEST_WAIT_S)
         yield fd
     finally:
         os.close(fd)
