@@ -129,6 +129,7 @@ class Shared:
                     _worker(),
                     runtime=find_runtime(self._options.runtime) if self._options.runtime else None,
                     cache_dir=cache,
+                    root_mounts="native" if self._store.layout.unmountable.exists() else "overlay",
                     network=self._options.network,
                     dns=self._options.dns,
                     cgroup_parent=self._options.cgroup_parent,

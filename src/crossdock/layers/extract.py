@@ -18,6 +18,7 @@ from crossdock.errors import CrossdockError, LayerError, StoreError, StoreFull
 from crossdock.layers.rootdir import RootDir, split_name
 from crossdock.layers.walk import OPAQUE_MARK, WHITEOUT_PREFIX, capability_v2
 from crossdock.record import Record
+from crossdock.whiteouts import is_whiteout, make_whiteout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -190,7 +191,7 @@ class Extractor:
         try:
             source = self._dirs.get(directory, make=False)
             status = os.stat(target, dir_fd=source, follow_symlinks=False)
-            if stat.S_ISDIR(status.st_mode) or (self._overlay and _is_whiteout(status)):
+            if stat.S_ISDIR(status.st_mode) or (self._overlay and is_whiteout(status)):
                 raise FileNotFoundError
         except (FileNotFoundError, NotADirectoryError):
             summary = (
@@ -242,7 +243,7 @@ class Extractor:
                 self._remove(parent, target, path)
             return
         try:
-            os.mknod(target, stat.S_IFCHR, os.makedev(0, 0), dir_fd=parent)
+            make_whiteout(target, dir_fd=parent)
         except FileExistsError:
             # Whiteouts mean lower layers only. What this layer has of that name stays; a directory
             # must not be merged with what is below.
@@ -289,10 +290,10 @@ class Extractor:
             except FileNotFoundError:
                 pass
             else:
-                if not (self._overlay and _is_whiteout(status)):
+                if not (self._overlay and is_whiteout(status)):
                     return False
         if status is not None:
-            opaque = self._overlay and _is_whiteout(status)
+            opaque = self._overlay and is_whiteout(status)
             self._remove(parent, name, path)
         os.mkdir(name, 0o755, dir_fd=parent)
         os.chmod(name, 0o755, dir_fd=parent)  # noqa: S103  as an archive's directories are, whatever the umask
@@ -362,10 +363,6 @@ class Extractor:
     def _note(self, path: bytes, why: str) -> None:
         if len(self.skipped) < _MAX_NOTES:
             self.skipped.append(f"{os.fsdecode(path)}: {why}")
-
-
-def _is_whiteout(status: os.stat_result) -> bool:
-    return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 
 
 def _clamped(mtime_ns: int) -> int:

@@ -23,6 +23,7 @@ from crossdock.layers.compression import Compression
 from crossdock.layers.header import END, XATTR_PREFIX, encode_header, padding
 from crossdock.layers.pipeline import LayerSink, OutputFailed
 from crossdock.record import NamedTuple
+from crossdock.whiteouts import is_whiteout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -311,15 +312,15 @@ class _Walker:
                 self._data(fd, size, path)
 
     def _special(self, path: bytes, kind: int, status: os.stat_result) -> None:
-        if kind == stat.S_IFSOCK:
+        if is_whiteout(status):
+            # In a tree of one layer, shown without overlayfs, a whiteout stands for nothing.
+            if self._overlay:
+                self._whiteout(_whiteout_name(path))
+        elif kind == stat.S_IFSOCK:
             self.entries -= 1
             self.skipped.append(os.fsdecode(path))
         elif kind == stat.S_IFIFO:
             self._header(path, b"6", status)
-        elif kind == stat.S_IFCHR and status.st_rdev == 0:
-            # In a tree of one layer, shown without overlayfs, a whiteout stands for nothing.
-            if self._overlay:
-                self._whiteout(_whiteout_name(path))
         else:
             device = (os.major(status.st_rdev), os.minor(status.st_rdev))
             self._header(path, b"3" if kind == stat.S_IFCHR else b"4", status, device=device)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from crossdock.engine.cache.parallel import for_chunks
 from crossdock.engine.cache.view import Node
 from crossdock.errors import StoreError
+from crossdock.whiteouts import is_whiteout
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,16 +24,11 @@ if TYPE_CHECKING:
 
     from crossdock.cancel import CancelToken
 
-__all__ = ["OPAQUE_XATTR", "LayerView", "is_opaque", "is_whiteout", "kept_xattrs", "read_xattrs"]
+__all__ = ["OPAQUE_XATTR", "LayerView", "is_opaque", "kept_xattrs", "read_xattrs"]
 
 OPAQUE_XATTR = "user.overlay.opaque"
 _BLOCK = 1 << 20
 _CHUNK = 64
-
-
-def is_whiteout(st: os.stat_result) -> bool:
-    """Whether an entry says "deleted": a character device 0/0."""
-    return stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
 
 
 def is_opaque(path: str) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from crossdock.engine.exporters.destination import export_error
 from crossdock.errors import ExportError
+from crossdock.whiteouts import is_whiteout
 from crossdock.wholefile import temporary_name
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ class TreeCopy:
     def _copy_other(self, source: int, target: int, name: str, path: str, status: os.stat_result) -> None:
         kind = stat.S_IFMT(status.st_mode)
         if kind not in (stat.S_IFREG, stat.S_IFLNK, stat.S_IFIFO):
-            if status.st_rdev or kind != stat.S_IFCHR:  # a 0/0 device is a whiteout: nothing is there
+            if not is_whiteout(status):  # of one means that nothing is there
                 self.skipped.append(path)
             return
         temporary = temporary_name(name)

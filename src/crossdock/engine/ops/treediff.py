@@ -7,12 +7,12 @@ size, times, attributes, link target, and content when the times do not settle i
 from __future__ import annotations
 
 import os
-import stat
 from typing import TYPE_CHECKING
 
 from crossdock.engine.cache.layerview import OPAQUE_XATTR
 from crossdock.engine.ops.copytree import Copier, CopyOptions
 from crossdock.engine.ops.upper import Upper
+from crossdock.whiteouts import make_whiteout
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +51,7 @@ class _Difference:
         old, new = self._lower.children(below), self._upper.children(above)
         for name in sorted(old.keys() - new.keys()):
             self._ensure(above)
-            os.mknod(self._target.real(old[name].path), stat.S_IFCHR, 0)
+            make_whiteout(self._target.real(old[name].path))
         for name, node in new.items():
             before = old.get(name)
             if before is None or before.is_dir != node.is_dir:

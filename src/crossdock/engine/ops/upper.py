@@ -19,10 +19,11 @@ import shutil
 import stat
 from typing import TYPE_CHECKING
 
-from crossdock.engine.cache.layerview import OPAQUE_XATTR, LayerView, is_whiteout, read_xattrs
+from crossdock.engine.cache.layerview import OPAQUE_XATTR, LayerView, read_xattrs
 from crossdock.engine.cache.view import MAX_LINKS, Node
 from crossdock.errors import SolveError
 from crossdock.record import NamedTuple
+from crossdock.whiteouts import is_whiteout, make_whiteout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -225,7 +226,7 @@ class Upper:
         for known in [p for p in self._ready if p == path or p.startswith(prefix)]:
             del self._ready[known]
         if self._below(parent, name) is not None:
-            os.mknod(real, stat.S_IFCHR, 0)
+            make_whiteout(real)
 
     def note_size(self, size: int) -> None:
         """Count a file of ``size`` bytes that was written."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from crossdock import linux
 from crossdock.errors import SandboxError
+from crossdock.whiteouts import make_whiteout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -116,7 +117,7 @@ def normalise_marks(upper: Path) -> None:
             path = f"{folder}/{name}"
             if name.startswith(_WHITEOUT):
                 os.unlink(path)
-                os.mknod(f"{folder}/{name.removeprefix(_WHITEOUT)}", stat.S_IFCHR, 0)
+                make_whiteout(f"{folder}/{name.removeprefix(_WHITEOUT)}")
             elif not os.path.islink(path) and stat.S_ISREG(os.lstat(path).st_mode):
                 _take_xattrs(path)
         directories[:] = [name for name in directories if not os.path.islink(f"{folder}/{name}")]

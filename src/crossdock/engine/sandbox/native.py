@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from crossdock.record import NamedTuple
+from crossdock.whiteouts import is_whiteout, make_whiteout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -65,7 +66,7 @@ def _apply(source: str, target: str, links: dict[tuple[int, int], str]) -> None:
         for entry in entries:
             found = entry.stat(follow_symlinks=False)
             destination = f"{target}/{entry.name}"
-            if stat.S_ISCHR(found.st_mode) and found.st_rdev == 0:
+            if is_whiteout(found):
                 _remove(destination)
             elif stat.S_ISDIR(found.st_mode):
                 if _is_opaque(entry.path) or not _is_directory(destination):
@@ -201,7 +202,7 @@ class _Mover:
             inside = f"{path}/{name}" if path else name
             self._make(path)
             _remove(f"{self._upper}/{inside}")
-            os.mknod(f"{self._upper}/{inside}", stat.S_IFCHR, 0)
+            make_whiteout(f"{self._upper}/{inside}")
         if os.path.isdir(f"{self._upper}/{path}"):
             _copy_attributes(source, f"{self._upper}/{path}")
 

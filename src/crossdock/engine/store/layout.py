@@ -24,14 +24,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossdock.engine.store import hooks
+from crossdock.engine.store.place import OVERLAYFS, check_local, probe_marks
 from crossdock.engine.store.rim import rim
 from crossdock.errors import StoreError
-from crossdock.linux import spread_subdirectories
+from crossdock.linux import filesystem_magic, spread_subdirectories
+from crossdock.whiteouts import takes_whiteouts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["BALLAST_BYTES", "LAYOUT_VERSION", "Layout", "default_root", "filesystem_type", "refill_ballast"]
+__all__ = ["BALLAST_BYTES", "LAYOUT_VERSION", "Layout", "default_root", "refill_ballast"]
 
 #: version of the folder layout
 LAYOUT_VERSION = 1
@@ -40,10 +42,6 @@ BALLAST_BYTES = 2 << 20
 
 _MAGIC = "crossdock store "
 _FOLDERS = ("content/blobs/sha256", "content/ingest", "layers", "mounts", "stat", "leases", "locks", "trash")
-# flock and SQLite's shared memory are unreliable between hosts, and overlayfs takes no upper directory there.
-_NETWORK = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "fuse.sshfs", "lustre"}
-)
 
 
 class Layout:
@@ -61,6 +59,7 @@ class Layout:
         "root",
         "stat",
         "trash",
+        "unmountable",
         "version",
     )
 
@@ -77,6 +76,8 @@ class Layout:
         self.locks = root / "locks"
         self.trash = root / "trash"
         self.ballast = root / "ballast"
+        #: there when layers may hold whiteouts that kernels do not understand (``crossdock.whiteouts``), for good
+        self.unmountable = root / "unmountable"
 
     def ensure(self) -> None:
         """Check the version, creating the store in an absent or empty folder.
@@ -96,6 +97,15 @@ class Layout:
                 raise exc
         self._check_version(text)
         self._check_writable()
+        self._check_place()
+
+    def _check_place(self) -> None:
+        """Refuse file systems of other machines; note one whose layers a kernel cannot mount."""
+        with rim("open the store"):
+            magic = filesystem_magic(self.root)
+            check_local(self.root, magic)
+            if magic == OVERLAYFS and not self.unmountable.exists():
+                self.unmountable.touch(mode=0o600)
 
     def _check_version(self, text: str) -> None:
         number = text.removeprefix(_MAGIC).strip()
@@ -123,7 +133,8 @@ class Layout:
         with rim("create the store"):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._check_writable()
-        _check_filesystem(self.root)
+        with rim("create the store"):
+            check_local(self.root, filesystem_magic(self.root))
         with rim("create the store"):
             lock = os.open(self.root / "creation.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
@@ -133,15 +144,23 @@ class Layout:
             finally:
                 os.close(lock)
         self._check_version(self.version.read_text("ascii"))
+        self._check_place()
 
     def _fill(self) -> None:
         # A creation that died leaves folders of ours but no version file; anything else is not ours.
-        ours = {folder.partition("/")[0] for folder in _FOLDERS} | {"creation.lock", "ballast", "version.new"}
+        ours = {folder.partition("/")[0] for folder in _FOLDERS} | {
+            "creation.lock",
+            "ballast",
+            "version.new",
+            "unmountable",
+        }
         if set(os.listdir(self.root)) - ours:
             raise _foreign(self.root)
         for folder in _FOLDERS:
             (self.root / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-        probe_xattrs(self.layers)
+        probe_marks(self.layers)
+        if not takes_whiteouts(self.layers):
+            self.unmountable.touch(mode=0o600)
         # For a minute ext4 does not use the inodes of removed files again, and looks at each of them whenever it makes
         # a file near by: ten times slower after a prune. Layers far from each other do not suffer from that.
         with contextlib.suppress(OSError):
@@ -176,40 +195,6 @@ def refill_ballast(path: Path) -> None:
         raise
     finally:
         os.close(fd)
-
-
-def filesystem_type(path: Path) -> str:
-    """Return the type of the file system that holds ``path``, as ``/proc/self/mountinfo`` names it."""
-    target = os.path.realpath(path)
-    best, kind = "", "unknown"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            mount, _, source = line.partition(" - ")
-            point = mount.split(" ")[4].replace("\\040", " ")
-            inside = target == point or target.startswith(point.rstrip("/") + "/")
-            if inside and len(point) >= len(best):  # a later mount hides an earlier one
-                best, kind = point, source.split(" ")[0]
-    return kind
-
-
-def probe_xattrs(folder: Path) -> None:
-    """Check that overlayfs marks can be stored. Raises: StoreError."""
-    try:
-        os.setxattr(folder, "user.crossdock.probe", b"1")
-        os.removexattr(folder, "user.crossdock.probe")
-    except OSError as exc:
-        summary = (
-            f"the file system of {folder.parent} ({filesystem_type(folder)}) keeps no extended attributes"
-        )
-        hint = "set CROSSDOCK_ROOT to a folder on ext4, xfs, btrfs or tmpfs (Linux 6.6 or newer)"
-        raise StoreError(summary, hint=hint) from exc
-
-
-def _check_filesystem(root: Path) -> None:
-    kind = filesystem_type(root)
-    if kind in _NETWORK:
-        summary = f"{root} is on a network file system ({kind}), which cannot hold a store"
-        raise StoreError(summary, hint="set CROSSDOCK_ROOT to a folder on a local disk")
 
 
 def _foreign(root: Path) -> StoreError:

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crossdock.engine.cache.layerview import OPAQUE_XATTR, is_whiteout
+from crossdock.engine.cache.layerview import OPAQUE_XATTR
 from crossdock.engine.ops.upper import Owner, Upper
 from crossdock.errors import SolveError
+from crossdock.whiteouts import is_whiteout
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from crossdock import linux
-from crossdock.engine.store import Store, default_root, layout
+from crossdock.engine.store import Store, default_root, layout, place
 from crossdock.errors import StoreError
 
 if TYPE_CHECKING:
@@ -139,15 +139,56 @@ def test_a_file_in_its_place_is_an_error(tmp_path: Path) -> None:
         Store.open(tmp_path / "s")
 
 
-def test_network_file_systems_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "filesystem_type", lambda _path: "nfs4")
-    with pytest.raises(StoreError, match=r"network file system \(nfs4\)"):
+@pytest.mark.parametrize("made", [False, True], ids=["new", "moved there"])
+@pytest.mark.parametrize(
+    ("magic", "name"),
+    [(0x6969, "nfs"), (0xFE534D42, "smb3"), (0x01021997, "9p"), (0x00C36400, "ceph"), (0x0BD00BD0, "lustre")],
+)
+def test_network_file_systems_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: bool, magic: int, name: str
+) -> None:
+    """The kernel's answer is replaced: a machine need not have a client for each."""
+    if made:
+        Store.open(tmp_path / "s").close()
+    monkeypatch.setattr(layout, "filesystem_magic", lambda _path: magic)
+    with pytest.raises(StoreError, match=rf"network file system \({name}\)") as caught:
         Store.open(tmp_path / "s")
+    assert "CROSSDOCK_ROOT" in (caught.value.hint or "")
+    assert not (tmp_path / "s/version").exists() or made
+
+
+@pytest.mark.parametrize(
+    ("kind", "refused"), [("fuse.sshfs", True), ("fuse.mergerfs", False), ("virtiofs", False)]
+)
+def test_of_fuse_file_systems_those_of_other_machines_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, refused: bool
+) -> None:
+    monkeypatch.setattr(layout, "filesystem_magic", lambda _path: 0x65735546)
+    monkeypatch.setattr(place, "filesystem_type", lambda _path: kind)
+    if refused:
+        with pytest.raises(StoreError, match=rf"network file system \({kind}\)"):
+            Store.open(tmp_path / "s")
+    else:
+        Store.open(tmp_path / "s").close()
+
+
+def test_a_store_that_was_once_on_an_overlay_is_never_mounted_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its layers may hold whiteouts that no kernel understands, also after it was moved."""
+    with Store.open(tmp_path / "s") as store:
+        assert not store.layout.unmountable.exists()
+    monkeypatch.setattr(layout, "filesystem_magic", lambda _path: 0x794C7630)
+    with Store.open(tmp_path / "s") as store:
+        assert store.layout.unmountable.exists()
+    monkeypatch.undo()
+    with Store.open(tmp_path / "s") as store:
+        assert store.layout.unmountable.exists()
 
 
 def test_the_file_system_type_is_that_of_the_innermost_mount() -> None:
-    assert layout.filesystem_type(Path("/proc/self")) == "proc"
-    assert layout.filesystem_type(Path("/")) != "unknown"
+    assert place.filesystem_type(Path("/proc/self")) == "proc"
+    assert place.filesystem_type(Path("/")) != "unknown"
 
 
 def test_an_older_database_is_brought_up_to_date(tmp_path: Path, cancel: CancelToken) -> None:
