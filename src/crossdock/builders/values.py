@@ -23,8 +23,9 @@ __all__ = [
     "parse_key_values",
 ]
 
-_SIZE = re.compile(r"(-?\d+(?:\.\d+)?)\s*([kmgtp]?)(?:i?b)?\Z", re.IGNORECASE)
-_DURATION_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
+# Compiled when first used, as most builds use neither.
+_SIZE = r"(-?\d+(?:\.\d+)?)\s*([kmgtp]?)(?:i?b)?\Z"
+_DURATION_PART = r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)"
 _UNIT_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _TRUE = frozenset(["1", "t", "T", "true", "TRUE", "True"])
 _FALSE = frozenset(["0", "f", "F", "false", "FALSE", "False"])
@@ -53,7 +54,7 @@ def parse_bytes(text: str) -> int:
 
     Raises: UsageError.
     """
-    match = _SIZE.match(text.strip())
+    match = re.match(_SIZE, text.strip(), re.IGNORECASE)
     if match is None:
         summary = f"invalid size: {text!r}"
         raise UsageError(summary, hint="write a number with an optional unit: b, k, m, g, t or p")
@@ -70,7 +71,7 @@ def parse_duration(text: str) -> float:
     body = body[1:] if body[:1] in ("+", "-") else body
     if body == "0":
         return 0.0
-    parts = _DURATION_PART.findall(body)
+    parts = re.findall(_DURATION_PART, body)
     if not parts or "".join(n + u for n, u in parts) != body:
         summary = f"invalid duration {text!r}"
         raise UsageError(summary, hint="write it like 20s, 1h30m or 500ms")

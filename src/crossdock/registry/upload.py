@@ -36,7 +36,7 @@ _BLOCK = 1024 * 1024
 _MOUNTS_TRIED = 3
 #: seconds a registry may take to store a blob once it has all of it
 _COMMIT_IDLE_S = 300.0
-_RANGE = re.compile(r"(?:bytes=)?0-(\d+)\Z")
+_RANGE = r"(?:bytes=)?0-(\d+)\Z"
 
 
 class PushOutcome(enum.Enum):
@@ -209,7 +209,7 @@ class Upload:
                 raise
             return "", 0
         response.discard()
-        match = _RANGE.match(response.header("range"))
+        match = re.match(_RANGE, response.header("range"))
         offset = int(match[1]) + 1 if match else 0
         if offset > self._blob.size or not response.header("location"):
             self._abandon(location)

@@ -8,6 +8,7 @@ from crossdock.dockerfile.expand import ExpandError, expand
 from crossdock.dockerfile.source import pinpoint
 from crossdock.dockerfile.text import did_you_mean
 from crossdock.errors import DockerfileError
+from crossdock.record import replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -222,16 +223,15 @@ class StageState:
 
 def clone_config(config: ImageConfig) -> ImageConfig:
     """Return an independent copy."""
-    from copy import copy
-
-    out = copy(config)
-    out.env = list(config.env)
-    out.exposed_ports = list(config.exposed_ports)
-    out.volumes = list(config.volumes)
-    out.labels = dict(config.labels)
-    out.history = list(config.history)
-    out.on_build = list(config.on_build) if config.on_build is not None else None
-    return out
+    return replace(
+        config,
+        env=list(config.env),
+        exposed_ports=list(config.exposed_ports),
+        volumes=list(config.volumes),
+        labels=dict(config.labels),
+        history=list(config.history),
+        on_build=list(config.on_build) if config.on_build is not None else None,
+    )
 
 
 class StageTable:

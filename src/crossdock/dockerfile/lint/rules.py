@@ -22,7 +22,7 @@ _BASE = "https://docs.docker.com/go/dockerfile/rule/"
 class Rule:
     """One check. ``bad`` and ``good`` are example Dockerfiles for its page (and for the tests)."""
 
-    __slots__ = ("bad", "description", "experimental", "good", "message", "name", "url", "why")
+    __slots__ = ("_page", "bad", "description", "experimental", "good", "message", "name", "why")
 
     def __init__(
         self,
@@ -43,7 +43,12 @@ class Rule:
         self.bad = bad
         self.good = good
         self.experimental = experimental
-        self.url = f"{_BASE}{self.slug}/" if page else ""
+        self._page = page
+
+    @property
+    def url(self) -> str:
+        """Address of the page about it; ``""`` when there is none."""
+        return f"{_BASE}{self.slug}/" if self._page else ""
 
     @property
     def slug(self) -> str:

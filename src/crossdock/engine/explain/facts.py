@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StepFacts", "file_facts", "node_facts", "place_of"]
 
-_PLACE = re.compile(r"^\[(?:(.*) )?(\d+)/\d+\] (.*)$", re.DOTALL)
+_PLACE = r"^\[(?:(.*) )?(\d+)/\d+\] (.*)$"
 _MAX_FILES = 50_000
 
 
@@ -66,7 +66,7 @@ class StepFacts(Record):
 
 def place_of(name: str) -> tuple[str, int, str]:
     """Return stage, number and instruction of a step by its name in progress."""
-    match = _PLACE.match(name)
+    match = re.match(_PLACE, name, re.DOTALL)
     return ("", 0, name) if match is None else (match[1] or "", int(match[2]), match[3])
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NO_ANNOTATIONS", "Annotations"]
 
-_KEY = re.compile(r"annotation(?:-([a-z-]+))?(?:\[([A-Za-z0-9_/-]+)\])?\.(\S+)\Z")
+_KEY = r"annotation(?:-([a-z-]+))?(?:\[([A-Za-z0-9_/-]+)\])?\.(\S+)\Z"
 _TYPES = ("manifest", "manifest-descriptor", "index", "index-descriptor")
 
 
@@ -49,7 +49,7 @@ class Annotations:
         rest: dict[str, str] = {}
         items: list[_Annotation] = []
         for name, value in attrs.items():
-            match = _KEY.match(name)
+            match = re.match(_KEY, name)
             if match is None:
                 rest[name] = value
                 continue

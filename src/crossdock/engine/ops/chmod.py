@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["parse_mode"]
 
-_CLAUSE = re.compile(r"(?P<who>[ugoa]*)(?P<actions>(?:[-+=][rwxXstugo]*)+)\Z")
-_ACTION = re.compile(r"([-+=])([rwxXstugo]*)")
+_CLAUSE = r"(?P<who>[ugoa]*)(?P<actions>(?:[-+=][rwxXstugo]*)+)\Z"
+_ACTION = r"([-+=])([rwxXstugo]*)"
 _SHIFT = {"u": 6, "g": 3, "o": 0}
 _BITS = {"r": 4, "w": 2, "x": 1}
 
@@ -34,11 +34,11 @@ def parse_mode(text: str) -> Callable[[int], int]:
         return lambda _mode: value
     clauses = []
     for part in text.split(","):
-        match = _CLAUSE.match(part)
+        match = re.match(_CLAUSE, part)
         if match is None:
             summary = f"invalid mode {text!r}"
             raise UsageError(summary, hint="use octal digits, or clauses like u+x,go=rX")
-        clauses.append((match["who"] or "a", _ACTION.findall(match["actions"])))
+        clauses.append((match["who"] or "a", re.findall(_ACTION, match["actions"])))
 
     def apply(mode: int) -> int:
         for who, actions in clauses:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shutil
 import stat
 from typing import TYPE_CHECKING
 
@@ -219,7 +218,9 @@ class Upper:
         except FileNotFoundError:
             st = None
         if st is not None and stat.S_ISDIR(st.st_mode):
-            shutil.rmtree(real)
+            from shutil import rmtree  # it loads every compressor of the library
+
+            rmtree(real)
         elif st is not None:
             os.unlink(real)
         prefix = path + "/"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import itertools
 import shutil
-import tempfile
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,7 +73,9 @@ class RootMounts:
 
         scratch = plan.work
         if scratch is None:
-            scratch = Path(tempfile.mkdtemp(prefix="crossdock-root-", dir=self._scratch_dir))
+            from tempfile import mkdtemp  # rare, and dear to import
+
+            scratch = Path(mkdtemp(prefix="crossdock-root-", dir=self._scratch_dir))
             stack.callback(shutil.rmtree, scratch)
         return stack.enter_context(copied(plan.lowers, plan.upper, scratch))
 
