@@ -52,7 +52,11 @@ def bounded(
             result = record.results[0]
             if all(blob in layers for blob in result.blobs) and _day(record) >= oldest:
                 others.append(record)
-    others.sort(key=lambda record: (_day(record), record.results[0].created, record.digest), reverse=True)
+    # A day to come is that of a clock that is wrong: it counts no more than today.
+    others.sort(
+        key=lambda record: (min(_day(record), limits.today), record.results[0].created, record.digest),
+        reverse=True,
+    )
     budget = MAX_BYTES - _cost(own, ())
     seen = {blob for record in own for result in record.results for blob in result.blobs}
     with_result: set[bytes] = set()

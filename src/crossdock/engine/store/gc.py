@@ -40,6 +40,8 @@ _BATCH = 64
 #: once over the limit, go below it by this part, so that the next step does not collect again
 _SLACK = 0.05
 _GB = 1_000_000_000
+#: nanoseconds by which the clocks that wrote and read a time may differ
+_SKEW_NS = 60 * 10**9
 
 
 class GCPolicy(Record):
@@ -111,6 +113,7 @@ class Collector:
         keep = keep_bytes(policy, total, status.f_bavail * status.f_frsize)
         if keep is not None and total <= keep:
             return
+        _bring_back(store)
         records = collect(store)
         cutoff_ns = time.time_ns() - int(policy.keep_duration_s * 1e9) if policy.keep_duration_s else None
         candidates = [
@@ -261,6 +264,15 @@ class Collector:
         except (StoreFull, OSError) as exc:
             # The removal itself is done; the next run tries again.
             log().info("the disk is still full: %s", exc)
+
+
+def _bring_back(store: Store) -> None:
+    """Let nothing be used in the future: the clock was ahead once, and such things would never grow old."""
+    now = time.time_ns()
+    with store.db.transaction() as tx:
+        for table in ("layers", "blobs", "results", "mounts"):
+            sql = f"UPDATE {table} SET used_ns=?1 WHERE used_ns > ?1 + {_SKEW_NS}"  # noqa: S608
+            tx.execute(sql, (now,))
 
 
 def leaves_first(candidates: Iterable[UsageRecord], records: Iterable[UsageRecord]) -> Iterator[UsageRecord]:

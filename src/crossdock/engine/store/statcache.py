@@ -172,7 +172,10 @@ class StatTable:
 
     def _read(self) -> None:
         try:
-            data = self._path.read_bytes()
+            with self._path.open("rb") as file:
+                if os.fstat(file.fileno()).st_mtime_ns > time.time_ns():
+                    return  # the clock was set back: a file may get times that it had before
+                data = file.read()
         except OSError:
             return  # absent, or unreadable: then files are read instead
         if len(data) < _HEADER.size:

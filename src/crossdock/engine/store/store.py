@@ -230,7 +230,7 @@ class Store:
         try:
             with self.db.transaction() as tx:
                 for table, column, prefix in _USED:
-                    sql = f"UPDATE {table} SET used_ns=max(used_ns, ?), uses=uses+1 WHERE {column}=?"  # noqa: S608
+                    sql = f"UPDATE {table} SET used_ns=?, uses=uses+1 WHERE {column}=?"  # noqa: S608
                     tx.executemany(sql, [(now, name) for name in used.get(prefix, ())])
         except StoreFull as exc:
             log().info("use counts not written: %s", exc.summary)

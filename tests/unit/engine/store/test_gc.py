@@ -66,6 +66,66 @@ def on_disk(store: Store) -> set[str]:
     return set(os.listdir(store.layout.layers))
 
 
+def set_clock(monkeypatch: pytest.MonkeyPatch, *, ahead_s: float) -> None:
+    """Let the machine's clock differ from the true one."""
+    real = time.clock_gettime_ns
+    monkeypatch.setattr(time, "time_ns", lambda: real(time.CLOCK_REALTIME) + int(ahead_s * 1e9))
+
+
+YEAR_S = 365 * 86400.0
+
+
+# --- clocks that jump ---
+
+
+def test_what_was_used_while_the_clock_was_ahead_grows_old_all_the_same(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_clock(monkeypatch, ahead_s=YEAR_S)
+    layer = add_layer(store, canonical="c")
+    set_clock(monkeypatch, ahead_s=0)
+    policy = GCPolicy(keep_duration_s=3600)
+    store.prune(policy)
+    assert on_disk(store) == {layer}, "it may have been used a moment ago"
+    set_clock(monkeypatch, ahead_s=7200)
+    store.prune(policy)
+    assert on_disk(store) == set()
+
+
+def test_use_after_the_clock_was_set_back_counts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_clock(monkeypatch, ahead_s=YEAR_S)
+    layer = add_layer(store, canonical="c")
+    set_clock(monkeypatch, ahead_s=0)
+    with store.lease() as lease:
+        assert store.records.result("c", lease) is not None
+    assert abs(store.layers.get(layer).used_ns - time.time_ns()) < 60e9
+    assert store.layers.get(layer).use_count == 2, "made, and used"
+
+
+def test_the_longest_unused_goes_first_though_its_clock_was_ahead(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_clock(monkeypatch, ahead_s=YEAR_S)
+    old = add_layer(store, canonical="old")
+    set_clock(monkeypatch, ahead_s=0)
+    store.prune(GCPolicy(keep_duration_s=3600))
+    set_clock(monkeypatch, ahead_s=600)
+    new = add_layer(store, canonical="new")
+    store.prune(GCPolicy(max_used_space=3 * MB // 2))
+    assert on_disk(store) == {new}, old
+
+
+def test_a_clock_that_jumps_removes_nothing_in_use(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = add_layer(store, canonical="c")
+    with store.lease() as lease:
+        assert store.records.result("c", lease) is not None
+        for ahead_s in (YEAR_S, -YEAR_S):
+            set_clock(monkeypatch, ahead_s=ahead_s)
+            store.prune(GCPolicy(all=True, keep_duration_s=1.0))
+            store.prune(GCPolicy(all=True))
+            assert on_disk(store) == {layer}
+
+
 # --- what goes ---
 
 

@@ -176,6 +176,22 @@ def test_many_writers_at_once_leave_one_whole_table(store: Store, info: os.stat_
     assert len(os.listdir(store.layout.stat)) == 1
 
 
+def test_after_the_clock_was_set_back_nothing_is_believed(store: Store, info: os.stat_result) -> None:
+    """A file written now may get the very times that another content of it had before."""
+    table = store.stats.load("/ctx")
+    table.record("f", info, DIGEST, time.time_ns() + LATER)
+    table.save()
+    (path,) = store.layout.stat.iterdir()
+    assert store.stats.load("/ctx").get("f", info) == DIGEST
+    future = time.time_ns() + 3600 * 10**9
+    os.utime(path, ns=(future, future))
+    table = store.stats.load("/ctx")
+    assert table.get("f", info) is None
+    table.record("f", info, DIGEST, time.time_ns() + LATER)
+    table.save()
+    assert store.stats.load("/ctx").get("f", info) == DIGEST
+
+
 def test_nothing_new_writes_nothing(store: Store, info: os.stat_result) -> None:
     store.stats.load("/ctx").save()
     assert os.listdir(store.layout.stat) == []
