@@ -37,6 +37,7 @@ __all__ = [
     "fsconfig_string",
     "fsmount",
     "fsopen",
+    "limit_malloc_arenas",
     "mount",
     "mount_setattr_readonly",
     "move_mount",
@@ -242,3 +243,18 @@ def bring_loopback_up() -> None:
     siocsifflags, iff_up = 0x8914, 1
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         fcntl.ioctl(sock, siocsifflags, struct.pack("16sh14x", b"lo", iff_up))
+
+
+_M_ARENA_MAX = -8
+
+
+def limit_malloc_arenas(count: int) -> None:
+    """Have the C library serve all threads from ``count`` arenas; call it before there are threads.
+
+    With one arena for each of many short-lived threads, freed memory stays scattered among them and the process grows.
+    Does nothing with C libraries other than glibc.
+    Spec: mallopt(3), M_ARENA_MAX.
+    """
+    mallopt = getattr(_libc, "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, count)

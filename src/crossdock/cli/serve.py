@@ -84,6 +84,7 @@ def command(globals_: Globals, **flags: Any) -> int:
     """Serve the embedded engine over BuildKit's API"""
     from crossdock.cli.serveoptions import logging_of, serve_options
     from crossdock.engine.sandbox.worker import become_worker
+    from crossdock.linux import limit_malloc_arenas
     from crossdock.server.listen import passed_sockets
 
     given = [name for name, _ in _NOTED if flags.get(name.replace("-", "_"))]
@@ -91,6 +92,7 @@ def command(globals_: Globals, **flags: Any) -> int:
     passed = passed_sockets(os.environ, os.getpid())
     # Before any thread exists; gRPC starts some as soon as it is imported.
     become_worker()
+    limit_malloc_arenas(1)
     logging_of(options)
     from crossdock.server.daemon import serve
 

@@ -234,9 +234,12 @@ def _shutter(sock: socket.socket) -> Callable[[], None]:
 
 
 def _readable(sock: socket.socket) -> bool:
-    """Whether an idle socket has something to read: an end, or an answer to nothing."""
+    """Whether an idle socket has something to read: an end, or an answer to nothing; or is closed."""
     poll = select.poll()
-    poll.register(sock, select.POLLIN)
+    try:
+        poll.register(sock, select.POLLIN)
+    except ValueError:
+        return True  # its response was closed by a cancellation while its last byte was being read
     return bool(poll.poll(0))
 
 

@@ -5,11 +5,14 @@ Spec: moby/buildkit ``frontend/attestations``, ``solver/llbsolver/proc``.
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING
 
 from crossdock._version import __version__
+from crossdock.errors import CrossdockError
 from crossdock.image.platform import local_platform
+from crossdock.server.results import platforms_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from crossdock.server.results import PlatformResult
 
 __all__ = ["Asked", "JobAttests"]
+
+_log = logging.getLogger("crossdock.server.attests")
 
 _PREFIXES = ("attest:", "build-arg:BUILDKIT_ATTEST_")
 
@@ -66,19 +71,62 @@ class JobAttests:
         """Return the scanner steps to be solved beside the results. Raises: what finding the scanner raises."""
         if self._requests is None:
             return []
-        from crossdock.builds.attest import BuildAttestations, BuildFacts, Target
+        self._targets = _targets(platforms)
+        self._making = self._maker(self._requests)
+        return self._making.scans(self._targets)
+
+    def make(
+        self, scanned: Sequence[Ref | None], keyed: Sequence[KeyedVertex]
+    ) -> list[tuple[Attestation, ...]]:
+        """Return the attestations of each result. Raises: as ``BuildAttestations.make``."""
+        if self._making is None:
+            return []
+        self._made = self._making.make(self._targets, scanned=scanned, keyed=keyed)
+        return self._made
+
+    def for_record(self) -> dict[str, list[tuple[str, bytes]]]:
+        """Return kind and content of what is told of a build in its record, by platform; one result alone is ``""``.
+
+        That is the whole provenance, whether asked for or not, and whatever else was. What was not solved has none.
+        """
+        results = self._job.results
+        if results is None or any(ref.ref is None for ref in results.all_refs()):
+            return {}
+        try:
+            platforms = platforms_of(results)
+            targets, made = _targets(platforms), self._made or [()] * len(platforms)
+            whole = [()] * len(targets) if self._has_whole() else self._whole(targets)
+            return {
+                "" if results.single else p.id: [
+                    (one.predicate_type, one.content({}))
+                    for one in (
+                        *more,
+                        *(one for one in own if not more or one.predicate_type != more[0].predicate_type),
+                    )
+                ]
+                for p, own, more in zip(platforms, made, whole, strict=True)
+            }
+        except CrossdockError as exc:
+            _log.info("build %s has no provenance in its record: %s", self._job.ref, exc.summary)
+            return {}
+
+    def _has_whole(self) -> bool:
+        """Whether what was asked for is the whole provenance."""
+        options = self._requests.provenance if self._requests is not None and self._made else None
+        return options is not None and options.mode == "max" and options.version == "v1"
+
+    def _whole(self, targets: Sequence[Target]) -> list[tuple[Attestation, ...]]:
+        from crossdock.builds.attest import AttestRequests, ProvenanceOptions
+
+        asked = self._requests.provenance if self._requests is not None else None
+        options = ProvenanceOptions(builder_id=asked.builder_id if asked is not None else "")
+        making = self._maker(AttestRequests(options, None))
+        return making.make(targets, scanned=[None] * len(targets), keyed=self._job.keyed or ())
+
+    def _maker(self, requests: AttestRequests) -> BuildAttestations:
+        from crossdock.builds.attest import BuildAttestations, BuildFacts
 
         job, asked = self._job, self._job.asked
-        self._targets = [
-            Target(
-                str(p.platform.normalised()),
-                p.platform.normalised(),
-                p.ref.output if p.ref is not None else None,
-                p.ref.scan if p.ref is not None else {},
-                p.ref is not None and p.ref.ignore_cache,
-            )
-            for p in platforms
-        ]
         facts = BuildFacts(
             frontend=asked.frontend,
             attrs=asked.attrs or dict(job.request.FrontendAttrs),
@@ -91,26 +139,24 @@ class JobAttests:
             builder_platform=local_platform(),
             builder_version=__version__,
         )
-        self._making = BuildAttestations(
-            self._requests, facts, engine=job.engine, images=job.images, sink=job.log, cancel=job.cancel
+        return BuildAttestations(
+            requests, facts, engine=job.engine, images=job.images, sink=job.log, cancel=job.cancel
         )
-        return self._making.scans(self._targets)
 
-    def make(
-        self, scanned: Sequence[Ref | None], keyed: Sequence[KeyedVertex]
-    ) -> list[tuple[Attestation, ...]]:
-        """Return the attestations of each result. Raises: as ``BuildAttestations.make``."""
-        if self._making is None:
-            return []
-        self._made = self._making.make(self._targets, scanned=scanned, keyed=keyed)
-        return self._made
 
-    def predicates(self) -> dict[str, list[tuple[str, bytes]]]:
-        """Return kind and content of what was attested, by platform: buildx reads them in the build's record."""
-        return {
-            target.id: [(one.predicate_type, one.content({})) for one in made]
-            for target, made in zip(self._targets, self._made, strict=False)
-        }
+def _targets(platforms: Sequence[PlatformResult]) -> list[Target]:
+    from crossdock.builds.attest import Target
+
+    return [
+        Target(
+            str(p.platform.normalised()),
+            p.platform.normalised(),
+            p.ref.output if p.ref is not None else None,
+            p.ref.scan if p.ref is not None else {},
+            p.ref is not None and p.ref.ignore_cache,
+        )
+        for p in platforms
+    ]
 
 
 def _requests(attrs: Mapping[str, str]) -> AttestRequests | None:

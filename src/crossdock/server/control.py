@@ -15,7 +15,7 @@ from crossdock.buildkit.proto import control_pb2
 from crossdock.buildkit.rpc.serve import unary
 from crossdock.cancel import CancelToken
 from crossdock.engine.store.gc import GCPolicy
-from crossdock.errors import Cancelled, CrossdockError, NotSupported, UsageError
+from crossdock.errors import Cancelled, CrossdockError, InternalError, NotSupported, UsageError
 from crossdock.server.failures import Missing, answering
 from crossdock.server.jobs import Job
 from crossdock.server.methods import one_request
@@ -54,16 +54,18 @@ class Control:
             job = daemon.jobs.add(lambda: self._job(request), request.Ref)
             call.on_gone(lambda: job.cancel.cancel(Cancelled()))
             record = daemon.history.begin(job)
-            error: CrossdockError | None = None
+            trace = daemon.traces.begin(next(iter(call.metadata("traceparent")), ""))
+            error: CrossdockError | None = InternalError("the build ended unexpectedly")
             response: dict[str, str] = {}
             try:
                 response = run_job(job)
+                error = None
             except CrossdockError as exc:
                 error = exc
                 raise
             finally:
                 job.log.finish()
-                daemon.history.end(job, record, response, error)
+                daemon.history.end(job, record, response, error, trace)
                 daemon.jobs.remove(job)
                 daemon.housekeeper.built((time.time_ns() - job.created_ns) / 1e9)
             return control_pb2.SolveResponse(ExporterResponse=response)

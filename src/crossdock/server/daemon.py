@@ -23,6 +23,7 @@ from crossdock.server.housekeeping import Housekeeper
 from crossdock.server.jobs import Jobs
 from crossdock.server.listen import Listeners
 from crossdock.server.sessions import SessionManager
+from crossdock.server.tracing import TraceRecorder
 from crossdock.server.workers import Worker
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Daemon:
         self.jobs = Jobs(engine)
         limits = HistoryLimits(entries=options.history_entries, age_s=options.history_age_s)
         self.history = History(engine.store.root / "history", limits)
+        self.traces = TraceRecorder()
         policies = options.policies
         if policies is None:
             disk = os.statvfs(engine.store.root)
@@ -79,7 +81,7 @@ class Daemon:
             **control.handlers(self),
             **gateway.handlers(LLBBridge(self.find_job, self.worker), Containers(self.find_job)),
             **content.handlers(self.engine, self.history),
-            **health.handlers(),
+            **health.handlers(self.traces),
         }
 
     def bridge(
@@ -87,7 +89,7 @@ class Daemon:
     ) -> dict[str, Handler]:
         """Return what a frontend in a container may ask for, about its own build alone."""
         bridge = LLBBridge(lambda _call: job, self.worker, answer, inputs)
-        return {**gateway.handlers(bridge, Containers(lambda _call: job)), **health.handlers()}
+        return {**gateway.handlers(bridge, Containers(lambda _call: job)), **health.handlers(self.traces)}
 
     def close(self) -> None:
         """Cancel builds and end everything."""

@@ -104,10 +104,13 @@ def export_results(
         plain: list[ExporterSpec] = []
         streams: list[_ClientFile] = []
         layouts: list[Path] = []
+        numbers: list[int] = []
         for number, spec in enumerate(specs):
             if spec.type == "local":
                 _export_local(job, number, spec, images, epoch_s, multi_platform=multi_platform)
-            elif spec.type in _ARCHIVES and _flag(spec.attrs.get("tar", "true")):
+                continue
+            numbers.append(number)
+            if spec.type in _ARCHIVES and _flag(spec.attrs.get("tar", "true")):
                 stream = stack.enter_context(_ClientFile(job, number))
                 streams.append(stream)
                 plain.append(spec._replace(output=stream))
@@ -129,6 +132,7 @@ def export_results(
                 inline=inline,
             )
             response.update(done.merged)
+            job.exported.update((n, image) for n, image in zip(numbers, done.images, strict=True) if image)
             for stream in streams:
                 stream.finish()
             for directory in layouts:

@@ -8,8 +8,11 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+from crossdock.server.failures import answering
+
 if TYPE_CHECKING:
     from crossdock.buildkit.rpc.serve import Handler, ServerCall
+    from crossdock.server.tracing import TraceRecorder
 
 __all__ = ["handlers"]
 
@@ -28,17 +31,20 @@ def _watch(call: ServerCall) -> None:
     gone.wait()
 
 
-def _export(call: ServerCall) -> None:
-    # As BuildKit without a collector behind it: spans are taken and go nowhere.
-    for _ in call.messages():
-        pass
-    call.send(b"")
+def _export(traces: TraceRecorder) -> Handler:
+    def export(call: ServerCall) -> None:
+        with answering():
+            for request in call.messages():
+                traces.export(request)
+        call.send(b"")
+
+    return export
 
 
-def handlers() -> dict[str, Handler]:
+def handlers(traces: TraceRecorder) -> dict[str, Handler]:
     """Return the methods of both services."""
     return {
         "/grpc.health.v1.Health/Check": _check,
         "/grpc.health.v1.Health/Watch": _watch,
-        "/opentelemetry.proto.collector.trace.v1.TraceService/Export": _export,
+        "/opentelemetry.proto.collector.trace.v1.TraceService/Export": _export(traces),
     }

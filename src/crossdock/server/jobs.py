@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from crossdock.buildkit.proto import control_pb2, ops_pb2
     from crossdock.buildkit.rpc.serve import Handler
     from crossdock.engine.cache.refs import Ref
+    from crossdock.engine.exporters import BuiltImage
     from crossdock.engine.facade import Engine
     from crossdock.engine.solver import KeyedVertex
     from crossdock.llb.graph import Output
@@ -103,17 +104,21 @@ class Job:
         self.frontends = FrontendRules()
         self.containers = JobContainers()
         self._stack.callback(self.containers.close)
-        #: for provenance
+        #: for provenance and the build's record
         self.asked = Asked()
+        self.results: Results | None = None
+        #: images made, by number of the output
+        self.exported: dict[int, BuiltImage] = {}
         try:
             self.caches = JobCaches(self)
             self.attests = JobAttests(self)
         except BaseException:
             self._stack.close()
             raise
-        wants_keys = self.caches.wants_keys or self.attests.wants_keys
         #: keys of all that was solved; ``None``: nobody needs them
-        self.keyed: list[KeyedVertex] | None = [] if wants_keys else None
+        self.keyed: list[KeyedVertex] | None = None if request.Internal else []
+        if self.caches.wants_keys or self.attests.wants_keys:
+            self.keyed = []
         # Guards what follows; notified when the result is there.
         self._changed = threading.Condition()
         self._refs: dict[str, ResultRef] = {}

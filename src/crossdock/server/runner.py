@@ -51,6 +51,7 @@ def run_job(job: Job) -> dict[str, str]:
         )
     else:
         results = job.answer.wait(job.cancel)
+    job.results = results
     response = frontend_metadata(results.metadata)
     response.update(_finish(job, results))
     if request.EnableSessionExporter:

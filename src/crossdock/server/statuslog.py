@@ -82,10 +82,14 @@ class StatusLog:
         with self._changed:
             self._changed.notify_all()
 
+    def vertices(self) -> list[Vertex]:
+        """Return the last state of each step."""
+        with self._changed:
+            return list(self._vertices.values())
+
     def counts(self) -> tuple[int, int, int]:
         """Return the number of steps that were cached, of all, and of those completed."""
-        with self._changed:
-            steps = list(self._vertices.values())
+        steps = self.vertices()
         done = [v for v in steps if v.completed_ns is not None]
         return sum(v.cached for v in steps), len(steps), len(done)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket as socketlib
 import subprocess
 import time
 from dataclasses import dataclass
@@ -63,12 +64,18 @@ def start(folder: Path, crossdock: Crossdock, *flags: str, env: Mapping[str, str
             start_new_session=True,
         )
     deadline = time.monotonic() + START_S
-    while not socket.exists():
+    while not _accepts(socket):
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
             pytest.fail(f"crossdock serve did not start:\n{log.read_text()}")
         time.sleep(0.02)
     return Server(process, socket, crossdock.root, log)
+
+
+def _accepts(path: Path) -> bool:
+    """Whether somebody listens: a killed server leaves its socket behind."""
+    with socketlib.socket(socketlib.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 @pytest.fixture

@@ -392,5 +392,6 @@ oci-worker-gc oci-worker-gc-keepstorage
 def test_every_flag_of_buildkitd_is_taken() -> None:
     from crossdock.cli.serve import command
 
-    known = {name.lstrip("-") for parameter in command.params for name in parameter.opts}
+    known = {name.lstrip("-") for flag in command.flags for name in flag.names}
+
     assert not set(FLAGS.split()) - known

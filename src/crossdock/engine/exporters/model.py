@@ -167,8 +167,13 @@ class ExportResult(NamedTuple):
     """What was exported; ``responses`` has BuildKit's keys, one mapping per exporter."""
 
     responses: Sequence[Mapping[str, object]]
-    #: of the first exporter that makes images; None when none does
-    image: BuiltImage | None
+    #: by exporter; None for those that make none
+    images: Sequence[BuiltImage | None] = ()
+
+    @property
+    def image(self) -> BuiltImage | None:
+        """Of the first exporter that makes images; None when none does."""
+        return next((image for image in self.images if image is not None), None)
 
     @property
     def merged(self) -> dict[str, object]:

@@ -107,8 +107,7 @@ def export(
             if exporter is not None and exporter.finishes:
                 with reported(context.sink, exporter.title, f"{number}") as report:
                     exporter.finish(context, blobs=blobs, report=report)
-    image = next((e.image for e in exporters if e is not None and e.image is not None), None)
-    return ExportResult(responses, image)
+    return ExportResult(responses, [e.image if e is not None else None for e in exporters])
 
 
 def _make(
