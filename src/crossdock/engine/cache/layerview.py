@@ -13,7 +13,6 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-from crossdock.engine.cache.parallel import for_chunks
 from crossdock.engine.cache.view import Node
 from crossdock.errors import StoreError
 from crossdock.whiteouts import is_whiteout
@@ -143,6 +142,8 @@ class LayerView:
 
     def digests(self, nodes: Sequence[Node], cancel: CancelToken) -> list[bytes]:
         """Read and hash files."""
+        from crossdock.engine.cache.parallel import for_chunks
+
         found: dict[str, bytes] = {}
 
         def work(part: Sequence[Node]) -> None:

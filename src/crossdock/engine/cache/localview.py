@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 
 from crossdock.engine.cache.beneath import open_beneath
 from crossdock.engine.cache.layerview import hash_fd, read_xattrs
-from crossdock.engine.cache.parallel import for_chunks
 from crossdock.engine.cache.view import Node
 from crossdock.errors import ContextError
 
@@ -125,6 +124,8 @@ class LocalView:
         """Return the sha256 of regular files, reading only those not known. Raises: ContextError."""
         unknown = [node for node in nodes if self._known(node) is None]
         if unknown:
+            from crossdock.engine.cache.parallel import for_chunks
+
             for_chunks(unknown, _CHUNK, self._read_all, cancel)
         return [self._digests[node.path][0] for node in nodes]
 
