@@ -8,6 +8,7 @@ Spec: kernel ``admin-guide/cgroup-v2.rst``, ``admin-guide/cgroup-v1``.
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import time
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from crossdock.llb.ops import LinuxResources
 
-__all__ = ["Group", "Limits", "Unavailable", "find_limits", "hierarchy_of", "limit_files"]
+__all__ = ["Group", "Limits", "Unavailable", "find_limits", "hierarchy_of", "limit_files", "refusal"]
 
 _OURS = "crossdock"
 _CONTROLLERS = ("cpu", "cpuset", "memory")
@@ -42,9 +43,13 @@ class Unavailable(NamedTuple):
 class Group:
     """The group (on version 1: one per controller) of one step."""
 
-    def __init__(self, directories: tuple[Path, ...], *, unified: bool) -> None:
+    def __init__(
+        self, directories: tuple[Path, ...], *, unified: bool, missing: tuple[str, ...] = ()
+    ) -> None:
         self._directories = directories
         self._unified = unified
+        #: files of limits that this group does not have: their controllers are not there
+        self.missing = missing
 
     def command(self, argv: list[str]) -> list[str]:
         """Return ``argv`` so that it starts inside the group."""
@@ -73,11 +78,12 @@ class Limits:
     def group(self, name: str, limits: LinuxResources) -> Iterator[Group]:
         """Hold a group with ``limits`` for the length of a step. Raises: OSError."""
         made: list[Path] = []
+        files = limit_files(limits, unified=self._unified)
+        missing = [] if self._unified else [n for n in files if n.partition(".")[0] not in self._parents]
         # The worker's PID says nothing: it is the same in every PID namespace.
         token = os.urandom(6).hex()
         try:
             for controller, parent in self._parents.items():
-                files = limit_files(limits, unified=self._unified)
                 wanted = (
                     files
                     if self._unified
@@ -88,19 +94,52 @@ class Limits:
                 made.append(directory)
                 if controller == "cpuset":
                     _inherit_cpuset(directory)
-                for file, value in wanted.items():
-                    with suppress(FileNotFoundError):  # no swap accounting
-                        (directory / file).write_text(value, encoding="ascii")
-            yield Group(tuple(made), unified=self._unified)
+                missing += [file for file, value in wanted.items() if not _set(directory / file, value)]
+            if self._unified:
+                _check_entry(made[0])
+            yield Group(tuple(made), unified=self._unified, missing=tuple(missing))
         finally:
             for directory in made:
                 with suppress(OSError):
                     directory.rmdir()
 
 
+def _set(path: Path, value: str) -> bool:
+    """Write a limit; False when the group has no such file. Raises: OSError."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        os.write(fd, value.encode("ascii"))
+    finally:
+        os.close(fd)
+    return True
+
+
+def _check_entry(directory: Path) -> None:
+    """Try to enter a group of version 2: the group above both it and us must be ours too. Raises: OSError."""
+    import subprocess
+
+    script = 'echo $$ > "$1/cgroup.procs"'
+    done = subprocess.run(
+        ["/bin/sh", "-c", script, "sh", str(directory)], stderr=subprocess.DEVNULL, check=False
+    )
+    if done.returncode:
+        code = errno.EACCES
+        raise OSError(code, os.strerror(code), str(directory / "cgroup.procs"))
+
+
 def hierarchy_of(layout: str, run_dir: Path) -> Path:
     """Return where a worker sees the host's control groups: version 1 was moved out of the runtime's sight."""
     return run_dir / "cgroup" if layout in ("hybrid", "v1") else Path("/sys/fs/cgroup")
+
+
+def refusal(exc: OSError, hierarchy: Path) -> str:
+    """Return which file refused what, by the name that users know it by."""
+    where = str(exc.filename or hierarchy)
+    shown = where.replace(str(hierarchy), "/sys/fs/cgroup", 1) if where.startswith(str(hierarchy)) else where
+    return f"{shlex.quote(shown)}: {exc.strerror}"
 
 
 def limit_files(limits: LinuxResources, *, unified: bool) -> dict[str, str]:
@@ -152,13 +191,15 @@ def _v2_files(limits: LinuxResources) -> dict[str, str]:
 def _inherit_cpuset(directory: Path) -> None:
     """A version 1 cpuset starts empty and takes no process until both lists are set."""
     for name in ("cpuset.cpus", "cpuset.mems"):
-        (directory / name).write_text((directory.parent / name).read_text(encoding="ascii"), encoding="ascii")
+        # What was delegated has its own, which is not ours to change.
+        if not (directory / name).read_text(encoding="ascii").strip():
+            _set(directory / name, (directory.parent / name).read_text(encoding="ascii"))
 
 
 def find_limits(layout: str, hierarchy: Path, *, parent: str = "") -> Limits | Unavailable:
     """Prepare for making groups; ``hierarchy`` is where the host's control groups can be seen.
 
-    ``parent`` is the group asked for with ``--cgroup-parent``.
+    ``parent`` is the group asked for with ``--cgroup-parent``: below the root of all, or of what was delegated to the user.
     """
     if layout == "none":
         return Unavailable("no control groups are mounted")
@@ -167,8 +208,10 @@ def find_limits(layout: str, hierarchy: Path, *, parent: str = "") -> Limits | U
             return _unified(hierarchy, parent)
         return _per_controller(hierarchy, parent)
     except OSError as exc:
-        where = shlex.quote(str(exc.filename or hierarchy))
-        return Unavailable(f"this user may not make control groups ({where}: {exc.strerror})")
+        reason = f"this user may not make control groups ({refusal(exc, hierarchy)})"
+        if layout == "v2" and os.path.isdir("/run/systemd/system"):
+            reason += "; start the build with `systemd-run --user --scope crossdock …`"
+        return Unavailable(reason)
 
 
 def _per_controller(hierarchy: Path, parent: str) -> Limits:

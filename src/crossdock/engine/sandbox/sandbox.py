@@ -239,7 +239,7 @@ class Sandbox:
         parent = step.cgroup_parent or self._cgroup_parent
         if step.resources is None and not parent:
             return None, ()
-        from crossdock.engine.sandbox.cgroups import Unavailable, find_limits, hierarchy_of
+        from crossdock.engine.sandbox.cgroups import Unavailable, find_limits, hierarchy_of, refusal
         from crossdock.llb.ops import LinuxResources
 
         hierarchy = hierarchy_of(self.info.cgroups, self.info.run_dir)
@@ -250,9 +250,12 @@ class Sandbox:
         if isinstance(limits, Unavailable):
             return None, (f"{without}: {limits.reason}",)
         try:
-            return stack.enter_context(limits.group(step_id, step.resources or LinuxResources())), ()
+            group = stack.enter_context(limits.group(step_id, step.resources or LinuxResources()))
         except OSError as exc:
-            return None, (f"{without}: {exc.filename}: {exc.strerror}",)
+            return None, (f"{without}: {refusal(exc, hierarchy)}",)
+        if group.missing:
+            return group, (f"{without} of {', '.join(group.missing)}: their controllers are not there",)
+        return group, ()
 
     def _emulated(self, step: StepSpec) -> tuple[StepSpec, tuple[OciMount, ...]]:
         """Make the step's platform runnable; returns the step and mounts it takes. Raises: EmulationError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -54,14 +55,54 @@ def test_version_2_corners(limits: LinuxResources, expected: dict[str, str]) -> 
     assert limit_files(limits, unified=True) == expected
 
 
-def test_a_group_is_entered_by_the_command_and_counts_kills(tmp_path: Path) -> None:
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Files that appear in new groups, as the kernel makes them."""
+    files = ["cgroup.procs", "memory.max", "memory.events"]
+    real = os.mkdir
+
+    def mkdir(path: str, mode: int = 0o777) -> None:
+        real(path, mode)
+        for name in files:
+            if name.endswith("/"):
+                real(os.path.join(path, name))
+            else:
+                open(os.path.join(path, name), "x").close()
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    return files
+
+
+def test_a_group_is_entered_by_the_command_and_counts_kills(tmp_path: Path, kernel: list[str]) -> None:
     with Limits({"": tmp_path}, unified=True).group("step1", LinuxResources(memory=9)) as group:
         (made,) = tmp_path.iterdir()
         assert (made / "memory.max").read_text() == "9"
         assert group.command(["crun", "run"])[-4:] == [str(made), "--", "crun", "run"]
         assert group.oom_kills() == 0
+        assert group.missing == ()
         (made / "memory.events").write_text("oom 3\noom_kill 2\n")
         assert group.oom_kills() == 2
+
+
+def test_limits_whose_controller_is_not_there_are_told(tmp_path: Path, kernel: list[str]) -> None:
+    limits = LinuxResources(memory=9, memory_swap=20, cpu_shares=100)
+    with Limits({"": tmp_path}, unified=True).group("step1", limits) as group:
+        assert group.missing == ("memory.swap.max", "cpu.weight")
+    kernel[:] = ["cgroup.procs", "memory.limit_in_bytes"]
+    (tmp_path / "v1").mkdir()
+    with Limits({"memory": tmp_path / "v1"}, unified=False).group("step1", limits) as group:
+        assert set(group.missing) == {"memory.memsw.limit_in_bytes", "cpu.shares"}
+
+
+def test_a_group_that_cannot_be_entered_is_refused(tmp_path: Path, kernel: list[str]) -> None:
+    kernel.remove("cgroup.procs")
+    kernel.append("cgroup.procs/")  # a directory: no process can be written there
+
+    with (
+        pytest.raises(OSError, match=r"cgroup\.procs"),
+        Limits({"": tmp_path}, unified=True).group("step1", LinuxResources(memory=9)),
+    ):
+        pass
 
 
 def test_without_control_groups_the_reason_is_said(tmp_path: Path) -> None:
