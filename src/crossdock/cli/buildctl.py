@@ -19,7 +19,7 @@ from crossdock.errors import BuilderError, NotSupported, UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["run"]
+__all__ = ["print_daemon_version", "run"]
 
 _BLOCK = 256 * 1024
 
@@ -35,6 +35,15 @@ def run(args: Sequence[str]) -> int:
         case _:
             summary = f"`buildctl {' '.join(rest)}` is not available: only dial-stdio and debug workers are"
             raise NotSupported(summary, hint="use `crossdock` or `docker buildx` with the remote driver")
+
+
+def print_daemon_version() -> int:
+    """Print what ``buildkitd --version`` does: four words, of which builders read the third."""
+    from crossdock.server.workers import version_message
+
+    about = version_message()
+    sys.stdout.write(f"buildkitd {about.package} {about.version} {about.revision}\n")
+    return 0
 
 
 def _address(args: list[str]) -> tuple[str, list[str]]:

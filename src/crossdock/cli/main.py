@@ -30,8 +30,11 @@ def run(args: Sequence[str], *, program: str) -> int:
     if name == "buildctl":
         return _run_buildctl(args)
     if name == "buildkitd":
-        stand_in = ["version"] if list(args) in (["--version"], ["-v"]) else ["serve", *args]
-        args, name = stand_in, "crossdock"
+        if list(args) in (["--version"], ["-v"]):
+            from crossdock.cli.buildctl import print_daemon_version
+
+            return print_daemon_version()
+        args, name = ["serve", *args], "crossdock"
     return _run(list(args), Globals(program=name, plugin=False))
 
 

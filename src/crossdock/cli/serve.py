@@ -84,7 +84,6 @@ def command(globals_: Globals, **flags: Any) -> int:
     """Serve the embedded engine over BuildKit's API"""
     from crossdock.cli.serveoptions import logging_of, serve_options
     from crossdock.engine.sandbox.worker import become_worker
-    from crossdock.linux import limit_malloc_arenas
     from crossdock.server.listen import passed_sockets
 
     given = [name for name, _ in _NOTED if flags.get(name.replace("-", "_"))]
@@ -92,10 +91,20 @@ def command(globals_: Globals, **flags: Any) -> int:
     passed = passed_sockets(os.environ, os.getpid())
     # Before any thread exists; gRPC starts some as soon as it is imported.
     become_worker()
-    limit_malloc_arenas(1)
+    _stay_small()
     logging_of(options)
     from crossdock.server.daemon import serve
 
     code = serve(options, passed)
     sys.stdout.flush()
     return code
+
+
+def _stay_small() -> None:
+    """Undo what is right for a command and wrong for a daemon: memory is given back soon rather than never."""
+    import gc
+
+    from crossdock.linux import limit_malloc_arenas
+
+    gc.set_threshold(2000, 10, 10)
+    limit_malloc_arenas(1)
