@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from crossdock.buildkit.rpc.http2 import ConnectionLost
+from crossdock.buildkit.rpc.messages import Budget
 from crossdock.buildkit.rpc.serve import Server
 from crossdock.buildkit.transport import SocketStream
 from crossdock.errors import ConfigError, UsageError
@@ -36,6 +37,12 @@ _log = logging.getLogger("crossdock.server")
 _FIRST_FD = 3
 _UMASK = 0o117
 _BACKLOG = 1024
+#: clients at once; each costs a descriptor and two threads
+_MAX_CONNECTIONS = 500
+#: calls at once, of all clients; each has a thread
+_MAX_CALLS = 4096
+#: bytes of metadata of one call, and of large messages of all clients that are still coming
+_MAX_METADATA, _LARGE_MESSAGES = 256 << 10, 256 << 20
 #: seconds before trying again when the process has no descriptors left
 _PAUSE_S = 0.1
 
@@ -102,6 +109,8 @@ class Listeners:
         # Guards _connections.
         self._lock = threading.Lock()
         self._connections: set[Server] = set()
+        self._budget = Budget(_LARGE_MESSAGES)
+        self._calls = Budget(_MAX_CALLS)
 
     def open(
         self,
@@ -233,9 +242,18 @@ class Listeners:
         self._start(stream, handlers)
 
     def _start(self, stream: ByteStream, handlers: Mapping[str, Handler]) -> None:
-        connection = Server(stream, handlers)
+        connection = Server(
+            stream, handlers, max_headers=_MAX_METADATA, budget=self._budget, calls=self._calls
+        )
         with self._lock:
-            self._connections = {c for c in self._connections if c.alive} | {connection}
+            self._connections = {c for c in self._connections if c.alive}
+            full = len(self._connections) >= _MAX_CONNECTIONS
+            if not full:
+                self._connections.add(connection)
+        if full:
+            _log.warning("more than %d connections at once: one was refused", _MAX_CONNECTIONS)
+            stream.close()
+            return
         try:
             connection.start()
         except ConnectionLost as exc:

@@ -9,7 +9,7 @@ Spec: RFC 7541.
 from __future__ import annotations
 
 from collections import deque
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -88,8 +88,12 @@ _LENGTHS = bytes.fromhex(
     "1918181a171a1b1a1a1b1b1b1b1b1c1b1b1b1b1b1a"
 )
 
-#: bytes of decoded headers in one block; far above what gRPC peers send, far below what hurts
+#: bytes of decoded headers in one block; far above what gRPC peers send
 _MAX_LIST = 16 << 20
+#: what an entry costs besides its bytes
+_ENTRY = 32
+#: bytes of encoded texts that are remembered
+_SHORT = 128
 
 
 class HeaderError(ValueError):
@@ -132,9 +136,17 @@ def _codes() -> dict[tuple[int, int], int]:
     return out
 
 
-@cache
 def _huffman(data: bytes) -> bytes:
-    """Decode; cached, since peers send the same few names and values all the time."""
+    """Decode; what is short is remembered, since peers send the same few names and values all the time."""
+    return _remembered(data) if len(data) <= _SHORT else _decoded(data)
+
+
+@lru_cache(maxsize=2048)
+def _remembered(data: bytes) -> bytes:
+    return _decoded(data)
+
+
+def _decoded(data: bytes) -> bytes:
     codes = _codes()
     out = bytearray()
     length = code = 0
@@ -158,7 +170,9 @@ def _huffman(data: bytes) -> bytes:
 class Decoder:
     """Decodes one peer's header blocks, in order; the dynamic table is that of the connection."""
 
-    def __init__(self, max_table: int = 4096) -> None:
+    def __init__(self, max_table: int = 4096, *, max_list: int = _MAX_LIST) -> None:
+        """``max_list``: bytes that a decoded list may have, 32 more for each entry counted in."""
+        self._max_list = max_list
         self._limit = self._max_table = max_table
         self._table: deque[tuple[str, str]] = deque()
         self._size = 0
@@ -196,8 +210,8 @@ class Decoder:
                 value, at = _read_text(block, at)
                 if remember:
                     self._add(name, value)
-            total += len(name) + len(value)
-            if total > _MAX_LIST:
+            total += len(name) + len(value) + _ENTRY
+            if total > self._max_list:
                 msg = "header list too large"
                 raise HeaderError(msg)
             out.append((name, value))
@@ -230,7 +244,7 @@ class Decoder:
 
 
 def _cost(name: str, value: str) -> int:
-    return len(name.encode(errors="surrogateescape")) + len(value.encode(errors="surrogateescape")) + 32
+    return len(name.encode(errors="surrogateescape")) + len(value.encode(errors="surrogateescape")) + _ENTRY
 
 
 def _read_integer(block: bytes, at: int, bits: int) -> tuple[int, int]:

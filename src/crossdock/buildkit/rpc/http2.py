@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import struct
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,16 @@ if TYPE_CHECKING:
 
     from crossdock.buildkit.transport import ByteStream
 
-__all__ = ["CANCEL", "Connection", "ConnectionLost", "Headers", "Stream", "StreamReset"]
+__all__ = [
+    "CANCEL",
+    "MAX_STREAMS",
+    "REFUSED_STREAM",
+    "Connection",
+    "ConnectionLost",
+    "Headers",
+    "Stream",
+    "StreamReset",
+]
 
 Headers = list[tuple[str, str]]
 
@@ -33,11 +43,18 @@ _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _DATA, _HEADERS, _RST, _SETTINGS, _PING, _GOAWAY, _WINDOW, _CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 _END_STREAM = _ACK = 0x1
 _END_HEADERS, _PADDED, _PRIORITY = 0x4, 0x8, 0x20
-_S_TABLE, _S_STREAMS, _S_WINDOW, _S_FRAME = 1, 3, 4, 5
+_S_TABLE, _S_STREAMS, _S_WINDOW, _S_FRAME, _S_HEADERS = 1, 3, 4, 5, 6
 
 #: error codes
-NO_ERROR, PROTOCOL_ERROR, INTERNAL_ERROR, FLOW_CONTROL_ERROR, STREAM_CLOSED = 0, 1, 2, 3, 5
-REFUSED_STREAM, CANCEL, COMPRESSION_ERROR = 7, 8, 9
+NO_ERROR, PROTOCOL_ERROR, INTERNAL_ERROR, FLOW_CONTROL_ERROR, STREAM_CLOSED, FRAME_SIZE_ERROR = (
+    0,
+    1,
+    2,
+    3,
+    5,
+    6,
+)
+REFUSED_STREAM, CANCEL, COMPRESSION_ERROR, ENHANCE_YOUR_CALM = 7, 8, 9, 11
 
 _DEFAULT_WINDOW = 65_535
 _MAX_WINDOW = (1 << 31) - 1
@@ -47,12 +64,20 @@ _STREAM_WINDOW, _CONNECTION_WINDOW = 8 << 20, 32 << 20
 _MAX_FRAME = 256 * 1024
 #: bytes read or written at once
 _BLOCK = 256 * 1024
-#: streams that a peer may have open at once
-_MAX_STREAMS = 256
+#: streams that a peer may have open at once: a client that builds a hundred targets has three long ones for each
+MAX_STREAMS = 2048
+#: streams that a peer may give up at once, and how many more a second later; each cost a handler
+_RESETS, _RESETS_PER_S = 1000, 200
+#: pieces of data smaller than this are put together, since each costs some fifty bytes of its own
+_SMALL = 4096
 #: seconds to wait for what a peer said before it closed the connection
 _LAST_WORDS_S = 0.5
-#: bytes of one header block
+#: bytes of one header block, where the peer is trusted: directories to be sent are described by headers
 _MAX_HEADERS = 16 << 20
+#: header lists of a stream that wait to be taken: the headers and the trailers
+_MAX_BLOCKS = 2
+#: kinds of frames whose payload has one size
+_SIZES = {_RST: 4, _WINDOW: 4, _PING: 8}
 
 
 class ConnectionLost(Exception):
@@ -169,8 +194,15 @@ class Connection:
     """A connection; :meth:`close` ends it. ``on_stream`` (server) is called by the reading thread: it must not block."""
 
     def __init__(
-        self, stream: ByteStream, *, server: bool, on_stream: Callable[[Stream], None] | None = None
+        self,
+        stream: ByteStream,
+        *,
+        server: bool,
+        on_stream: Callable[[Stream], None] | None = None,
+        max_headers: int = _MAX_HEADERS,
     ) -> None:
+        """``max_headers``: bytes that the peer's header lists may have."""
+        self._max_headers = max_headers
         self._bytes = stream
         self._server = server
         self._on_stream = on_stream
@@ -184,11 +216,15 @@ class Connection:
         self._initial_window = _DEFAULT_WINDOW
         self._peer_frame = 16_384
         self._owed = 0
+        #: what is left of the peer's window for the whole connection
+        self._receive_window = _CONNECTION_WINDOW
+        #: streams that the peer may still give up, and when that was reckoned; the reading thread's own
+        self._resets, self._resets_at = float(_RESETS), time.monotonic()
         #: why the connection ended; ``None`` while it lives
         self._lost: ConnectionLost | None = None
         self._going_away = False
         self._greeted = False
-        self._decoder = Decoder()
+        self._decoder = Decoder(max_list=max_headers)
         # Guards writes to the byte stream; header blocks must not be torn apart.
         self._send_lock = threading.Lock()
         self._open_block: tuple[int, int, bytearray] | None = None
@@ -196,7 +232,12 @@ class Connection:
 
     def start(self) -> None:
         """Send the greeting and begin to read. Raises: ConnectionLost."""
-        settings = {_S_STREAMS: _MAX_STREAMS, _S_WINDOW: _STREAM_WINDOW, _S_FRAME: _MAX_FRAME}
+        settings = {
+            _S_STREAMS: MAX_STREAMS,
+            _S_WINDOW: _STREAM_WINDOW,
+            _S_FRAME: _MAX_FRAME,
+            _S_HEADERS: self._max_headers,
+        }
         payload = b"".join(struct.pack(">HI", k, v) for k, v in settings.items())
         greeting = _frame(_SETTINGS, 0, 0, payload)
         greeting += _frame(_WINDOW, 0, 0, struct.pack(">I", _CONNECTION_WINDOW - _DEFAULT_WINDOW))
@@ -290,6 +331,7 @@ class Connection:
             self._owed += count
             if self._owed >= _CONNECTION_WINDOW // 4:
                 out += _frame(_WINDOW, 0, 0, struct.pack(">I", self._owed))
+                self._receive_window += self._owed
                 self._owed = 0
             if stream is not None and not stream.remote_ended:
                 stream.owed += count
@@ -412,9 +454,7 @@ class Connection:
         return data[len(_PREFACE) :]
 
     def _handle(self, kind: int, flags: int, number: int, payload: bytes, touched: set[Stream]) -> None:
-        if self._open_block is not None and (kind != _CONTINUATION or number != self._open_block[0]):
-            msg = "a header block was interrupted"
-            raise _ProtocolError(msg)
+        self._check_frame(kind, number, payload)
         if kind == _DATA:
             self._on_data(flags, number, payload, touched)
         elif kind == _HEADERS:
@@ -434,19 +474,37 @@ class Connection:
             self._on_goaway(payload)
         # Unknown kinds, priorities among them, are to be ignored.
 
+    def _check_frame(self, kind: int, number: int, payload: bytes) -> None:
+        if self._open_block is not None and (kind != _CONTINUATION or number != self._open_block[0]):
+            msg = "a header block was interrupted"
+            raise _ProtocolError(msg)
+        if len(payload) != _SIZES.get(kind, len(payload)) or (kind == _GOAWAY and len(payload) < 8):
+            msg = f"a frame of kind {kind} with {len(payload)} bytes"
+            raise _ProtocolError(msg, FRAME_SIZE_ERROR)
+        if not number and kind in (_DATA, _HEADERS, _RST):
+            msg = f"a frame of kind {kind} without a stream"
+            raise _ProtocolError(msg)
+
     def _on_data(self, flags: int, number: int, payload: bytes, touched: set[Stream]) -> None:
         count = len(payload)
         if flags & _PADDED:
             payload = _unpadded(payload)
         ended = bool(flags & _END_STREAM)
         with self.lock:
+            self._receive_window -= count
             stream = self._streams.get(number)
             if stream is not None:
                 stream.receive_window -= count
-                if stream.receive_window < 0:
-                    msg = "more data than the window allows"
-                    raise _ProtocolError(msg, FLOW_CONTROL_ERROR)
-                if payload:
+            if self._receive_window < 0 or (stream is not None and stream.receive_window < 0):
+                msg = "more data than the window allows"
+                raise _ProtocolError(msg, FLOW_CONTROL_ERROR)
+            if stream is not None:
+                if stream.remote_ended:
+                    msg = "data after the end of a stream"
+                    raise _ProtocolError(msg, STREAM_CLOSED)
+                if stream.chunks and len(payload) < _SMALL and len(stream.chunks[-1]) < _SMALL:
+                    stream.chunks[-1] += payload
+                elif payload:
                     stream.chunks.append(payload)
                 if ended:
                     stream.remote_ended = True
@@ -473,7 +531,7 @@ class Connection:
             raise _ProtocolError(msg)
         number, first_flags, block = self._open_block
         block += payload
-        if len(block) > _MAX_HEADERS:
+        if len(block) > self._max_headers:
             msg = "header block too large"
             raise _ProtocolError(msg)
         if flags & _END_HEADERS:
@@ -491,12 +549,18 @@ class Connection:
                     msg = "a client's streams have odd numbers"
                     raise _ProtocolError(msg)
                 self._last_peer = number
-                if len(self._streams) < _MAX_STREAMS:
+                if len(self._streams) < MAX_STREAMS:
                     stream = opened = Stream(self, number, self._initial_window)
                     self._streams[number] = stream
                 else:
                     refused = True
             if stream is not None:  # else an answer to what we reset
+                if stream.remote_ended or len(stream.blocks) >= _MAX_BLOCKS:
+                    msg = "headers that nobody waits for"
+                    raise _ProtocolError(msg)
+                if stream is not opened and self._server and not flags & _END_STREAM:
+                    msg = "headers in the middle of a stream"
+                    raise _ProtocolError(msg)
                 stream.blocks.append(headers)
                 if flags & _END_STREAM:
                     stream.remote_ended = True
@@ -510,6 +574,9 @@ class Connection:
 
     def _on_window(self, number: int, payload: bytes) -> None:
         (count,) = struct.unpack(">I", payload)
+        if not count & _MAX_WINDOW:
+            msg = "a window was opened by nothing"
+            raise _ProtocolError(msg)
         with self.lock:
             if not number:
                 self._send_window += count & _MAX_WINDOW
@@ -518,19 +585,33 @@ class Connection:
                     raise _ProtocolError(msg, FLOW_CONTROL_ERROR)
             elif (stream := self._streams.get(number)) is not None:
                 stream.send_window += count & _MAX_WINDOW
+                if stream.send_window > _MAX_WINDOW:
+                    msg = "window too large"
+                    raise _ProtocolError(msg, FLOW_CONTROL_ERROR)
             self._writable.notify_all()
 
     def _on_reset(self, number: int, payload: bytes) -> None:
         (code,) = struct.unpack(">I", payload)
         with self.lock:
             stream = self._streams.pop(number, None)
-            if stream is None:
-                return
-            # A server that answered early may say NO_ERROR: send no more, but the answer holds.
-            if not (code == NO_ERROR and stream.remote_ended):
-                stream.error = StreamReset(code)
-            stream.readable.notify_all()
-            self._writable.notify_all()
+            if stream is not None:
+                # A server that answered early may say NO_ERROR: send no more, but the answer holds.
+                if not (code == NO_ERROR and stream.remote_ended):
+                    stream.error = StreamReset(code)
+                stream.readable.notify_all()
+                self._writable.notify_all()
+        self._count_reset()
+
+    def _count_reset(self) -> None:
+        """Note that the peer gave a stream up; who does nothing else is told to stop."""
+        if not self._server:
+            return
+        now = time.monotonic()
+        self._resets = min(_RESETS, self._resets + (now - self._resets_at) * _RESETS_PER_S) - 1
+        self._resets_at = now
+        if self._resets < 0:
+            msg = "too many streams were given up"
+            raise _ProtocolError(msg, ENHANCE_YOUR_CALM)
 
     def _on_settings(self, flags: int, payload: bytes) -> None:
         if flags & _ACK:
@@ -539,18 +620,18 @@ class Connection:
             msg = "malformed settings"
             raise _ProtocolError(msg)
         self._greeted = True
+        # Of a setting that is said several times the last counts.
+        said = dict(struct.iter_unpack(">HI", payload))
+        window = said.get(_S_WINDOW, self._initial_window)
+        if window > _MAX_WINDOW:
+            msg = "window too large"
+            raise _ProtocolError(msg, FLOW_CONTROL_ERROR)
         with self.lock:
-            for at in range(0, len(payload), 6):
-                key, value = struct.unpack_from(">HI", payload, at)
-                if key == _S_WINDOW:
-                    if value > _MAX_WINDOW:
-                        msg = "window too large"
-                        raise _ProtocolError(msg, FLOW_CONTROL_ERROR)
-                    for stream in self._streams.values():
-                        stream.send_window += value - self._initial_window
-                    self._initial_window = value
-                elif key == _S_FRAME:
-                    self._peer_frame = min(max(value, 16_384), _BLOCK)
+            for stream in self._streams.values() if window != self._initial_window else ():
+                stream.send_window += window - self._initial_window
+            self._initial_window = window
+            if _S_FRAME in said:
+                self._peer_frame = min(max(said[_S_FRAME], 16_384), _BLOCK)
             self._writable.notify_all()
         self._write(_frame(_SETTINGS, _ACK, 0))
 

@@ -9,8 +9,15 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from crossdock.buildkit.rpc.http2 import CANCEL, Connection, ConnectionLost, StreamReset
-from crossdock.buildkit.rpc.messages import prefixed, split, split_batches
+from crossdock.buildkit.rpc.http2 import (
+    CANCEL,
+    MAX_STREAMS,
+    REFUSED_STREAM,
+    Connection,
+    ConnectionLost,
+    StreamReset,
+)
+from crossdock.buildkit.rpc.messages import Budget, prefixed, split, split_batches
 from crossdock.buildkit.rpc.status import (
     CANCELLED,
     INTERNAL,
@@ -38,8 +45,9 @@ Request = TypeVar("Request", bound="Message")
 class ServerCall:
     """One call of the peer, as its handler sees it."""
 
-    def __init__(self, stream: Stream, headers: Headers) -> None:
+    def __init__(self, stream: Stream, headers: Headers, budget: Budget | None = None) -> None:
         self._stream = stream
+        self._budget = budget
         self._answered = False
         self._metadata = headers
 
@@ -60,11 +68,11 @@ class ServerCall:
 
         Raises: RpcError CANCELLED when the peer gave up, UNAVAILABLE when the connection is gone.
         """
-        return split(self._read)
+        return split(self._read, self._budget)
 
     def batches(self) -> Iterator[list[bytes]]:
         """Yield the messages as they come, all that are there at once. Raises: as :meth:`messages`."""
-        return split_batches(self._read)
+        return split_batches(self._read, self._budget)
 
     def send(self, message: bytes) -> None:
         """Send one message, waiting while the peer is slow. Raises: RpcError as :meth:`messages`."""
@@ -145,9 +153,24 @@ def unary(request: type[Request], function: Callable[[Request, ServerCall], Mess
 class Server:
     """Serves ``handlers`` by method name on one byte stream until :meth:`close`, or until the peer is gone."""
 
-    def __init__(self, stream: ByteStream, handlers: Mapping[str, Handler]) -> None:
+    def __init__(
+        self,
+        stream: ByteStream,
+        handlers: Mapping[str, Handler],
+        *,
+        max_headers: int | None = None,
+        budget: Budget | None = None,
+        calls: Budget | None = None,
+    ) -> None:
+        """``max_headers``: bytes of metadata of one call; ``budget`` is for large messages that are still coming.
+
+        ``calls`` are handlers that may be at work at once, of all servers that share it.
+        """
         self._handlers = handlers
-        self._connection = Connection(stream, server=True, on_stream=self._begin)
+        self._budget = budget
+        self._calls = calls if calls is not None else Budget(MAX_STREAMS)
+        limits = {} if max_headers is None else {"max_headers": max_headers}
+        self._connection = Connection(stream, server=True, on_stream=self._begin, **limits)
         # Guards _threads.
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
@@ -172,6 +195,10 @@ class Server:
 
     def _begin(self, stream: Stream) -> None:
         thread = threading.Thread(target=self._run, args=(stream,), daemon=True, name="rpc")
+        # A stream that was given up leaves its handler at work for a while.
+        if not self._calls.take(1):
+            stream.reset(REFUSED_STREAM)
+            return
         with self._lock:
             self._threads.add(thread)
         thread.start()
@@ -182,12 +209,13 @@ class Server:
         except (StreamReset, ConnectionLost):
             return
         finally:
+            self._calls.give(1)
             with self._lock:
                 self._threads.discard(threading.current_thread())
 
     def _answer(self, stream: Stream) -> None:
         headers = stream.take_headers() or []
-        call = ServerCall(stream, headers)
+        call = ServerCall(stream, headers, self._budget)
         method = dict(headers).get(":path", "")
         handler = self._handlers.get(method)
         error: RpcError | None = None
