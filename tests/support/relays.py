@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -31,6 +32,7 @@ class Relay:
     """Listens on a unix socket (or TCP, or TLS) and copies every connection to one that ``dial`` opens.
 
     ``cut_up`` and ``cut_down`` end a connection after so many bytes to or from the daemon; :meth:`cut` ends all now.
+    ``act`` is called once, when ``after_up`` bytes have gone to the daemon, or ``after_down`` have come from it.
     """
 
     def __init__(
@@ -41,8 +43,13 @@ class Relay:
         tls: ssl.SSLContext | None = None,
         cut_up: int = 0,
         cut_down: int = 0,
+        after_up: int = 0,
+        after_down: int = 0,
+        act: Callable[[], object] = lambda: None,
     ) -> None:
         self._dial, self._tls = dial, tls
+        self._after = {"up": after_up, "down": after_down}
+        self._act: Callable[[], object] | None = act
         self.cut_up, self.cut_down = cut_up, cut_down
         #: bytes passed to and from the daemon
         self.up = self.down = 0
@@ -100,13 +107,14 @@ class Relay:
     def _serve(self, sock: socket.socket) -> None:
         from crossdock.buildkit.tls import TlsStream
         from crossdock.buildkit.transport import SocketStream
+        from crossdock.errors import CrossdockError
 
         near: ByteStream = SocketStream(sock)
         try:
             if self._tls is not None:
                 near = TlsStream(near, self._tls, server_name="")
             far = self._dial()
-        except (OSError, EOFError):
+        except (OSError, EOFError, CrossdockError):
             near.close()
             return
         with self._lock:
@@ -128,6 +136,9 @@ class Relay:
                 sink.sendall(data)
                 passed += len(data)
                 setattr(self, way, getattr(self, way) + len(data))
+                if 0 < self._after[way] <= passed and self._act is not None:
+                    act, self._act = self._act, None
+                    act()
         source.close()
         sink.close()
 
@@ -144,6 +155,41 @@ def socket_of(path: str | Path) -> Callable[[], ByteStream]:
     from crossdock.buildkit.dial import dialer
 
     return dialer(f"unix://{path}")
+
+
+class Mortal:
+    """A daemon that a case may kill as the kernel does when memory is short."""
+
+    def __init__(self, dial: Callable[[], ByteStream], pid: int) -> None:
+        self.dial = dial
+        self._pid = pid
+
+    def kill(self) -> None:
+        """End it at once; nothing of it is cleaned up."""
+        os.kill(self._pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def mortal(kind: str, folder: Path) -> Iterator[Mortal]:
+    """A daemon of its own for a case: ``engine`` (26.1, containerd store) or ``buildkitd`` from PATH."""
+    if kind == "engine":
+        with services.DockerEngine("26.1", containerd_store=True) as engine:
+            yield Mortal(grpc_of(engine), engine.pid)
+        return
+    with buildkitd(folder) as path:
+        yield Mortal(socket_of(path), _listening(path))
+
+
+def _listening(path: str) -> int:
+    """The buildkitd that serves a socket."""
+    for folder in os.listdir("/proc"):
+        if folder.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{folder}/cmdline", "rb") as file:
+                words = file.read().split(b"\0")
+                if words[0].endswith(b"buildkitd") and f"unix://{path}".encode() in words:
+                    return int(folder)
+    msg = f"no buildkitd serves {path}"
+    raise AssertionError(msg)
 
 
 @contextlib.contextmanager

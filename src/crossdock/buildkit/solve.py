@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from crossdock.buildkit.details import error_from_rpc
 from crossdock.buildkit.proto import control_pb2, ops_pb2
 from crossdock.buildkit.rpc.http2 import ConnectionLost
-from crossdock.buildkit.rpc.status import CANCELLED, UNAVAILABLE, RpcError
+from crossdock.buildkit.rpc.status import CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE, RpcError
 from crossdock.buildkit.session.server import Session, new_id
 from crossdock.buildkit.status import events
 from crossdock.errors import BuilderError, StepFailed
@@ -148,9 +148,12 @@ class _Solve:
             cause = exc.__cause__
             if call.ended and not self._cancel.cancelled:
                 return  # before the frontend came to anything: the solve knows why
-            if not isinstance(cause, RpcError) or cause.code in (UNAVAILABLE, CANCELLED):
+            if not isinstance(cause, RpcError) or cause.code in (UNAVAILABLE, CANCELLED, DEADLINE_EXCEEDED):
                 # The daemon would wait for our answer for ever.
                 call.cancel()
+                if not self._client.channel.reached and not self._cancel.cancelled:
+                    why = "it accepts connections and says nothing"
+                    raise self._unreached(why) from exc
                 raise
             # The record of the build shall say what failed, not that somebody gave up.
             gateway.fail(cause)
@@ -170,8 +173,7 @@ class _Solve:
         if isinstance(exc, ConnectionLost) or exc.code == UNAVAILABLE:
             text = exc.message if isinstance(exc, RpcError) else str(exc)
             if not self._client.channel.reached:
-                summary = f"cannot reach BuildKit at {name}: {text}"
-                return BuilderError(summary, hint="is that the daemon's address?", retryable=True)
+                return self._unreached(text)
             summary = f"the connection to {name} was lost during the build: {text}"
             return BuilderError(summary, hint="is the daemon still running?", retryable=True)
         error = error_from_rpc(exc, f"{name}: build failed")
@@ -179,6 +181,10 @@ class _Solve:
             error.log_tail = self._tails.of(error.vertex)
             error.vertex_name = self._tails.name_of(error.vertex)
         return error
+
+    def _unreached(self, why: str) -> BuilderError:
+        summary = f"cannot reach BuildKit at {self._client.name}: {why}"
+        return BuilderError(summary, hint="is that the daemon's address?", retryable=True)
 
     def _request(self, session_id: str) -> control_pb2.SolveRequest:
         options = self._options

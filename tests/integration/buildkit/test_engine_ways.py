@@ -135,11 +135,7 @@ def test_logins_reach_the_daemon(
     docker_config: Path,
     context: Path,
     right: bool,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from crossdock.builders.drivers import plan
-
-    plan.logins.cache_clear()
     password = services.PASSWORD if right else "wrong horse"
     pair = base64.b64encode(f"{services.USERNAME}:{password}".encode()).decode()
     (docker_config / "config.json").write_text(json.dumps({"auths": {registry_auth.host: {"auth": pair}}}))
@@ -148,23 +144,17 @@ def test_logins_reach_the_daemon(
         context=str(context), tags=(f"{registry_auth.host}/case/login:1",), outputs=(output,)
     )
     driver = DockerDriver(DockerEndpoint("test", docker_engine_containerd.address))
-    try:
-        if right:
-            assert driver.build(request, Events(), CancelToken()).digest
-        else:
-            with pytest.raises(CrossdockError, match=r"401|denied|unauthorized|authorization") as caught:
-                driver.build(request, Events(), CancelToken())
-            assert "wrong horse" not in f"{caught.value}{caught.value.detail}"
-    finally:
-        plan.logins.cache_clear()
+    if right:
+        assert driver.build(request, Events(), CancelToken()).digest
+    else:
+        with pytest.raises(CrossdockError, match=r"401|denied|unauthorized|authorization") as caught:
+            driver.build(request, Events(), CancelToken())
+        assert "wrong horse" not in f"{caught.value}{caught.value.detail}"
 
 
 def test_a_classic_store_pushes_with_the_login(
     docker_engine: services.DockerEngine, registry_auth: services.Registry, docker_config: Path, context: Path
 ) -> None:
-    from crossdock.builders.drivers import plan
-
-    plan.logins.cache_clear()
     output = OutputSpec(type="image", attrs={"push": "true"})
     request = BuildRequest(
         context=str(context), tags=(f"{registry_auth.host}/case/classic:1",), outputs=(output,)
@@ -173,11 +163,9 @@ def test_a_classic_store_pushes_with_the_login(
     with pytest.raises(AuthError, match="failed to push") as caught:
         driver.build(request, Events(), CancelToken())
     assert "docker login" in str(caught.value.hint)
-    plan.logins.cache_clear()
     pair = base64.b64encode(f"{services.USERNAME}:{services.PASSWORD}".encode()).decode()
     (docker_config / "config.json").write_text(json.dumps({"auths": {registry_auth.host: {"auth": pair}}}))
     driver.build(request, Events(), CancelToken())
-    plan.logins.cache_clear()
 
 
 def test_the_command_line_on_a_context(

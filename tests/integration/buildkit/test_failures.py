@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import threading
 import time
@@ -19,7 +20,8 @@ from crossdock.buildkit.history import history
 from crossdock.cancel import CancelToken
 from crossdock.errors import BuilderError, Cancelled, ContextError, CrossdockError, ExportError
 from crossdock.progress import Vertex, VertexLog
-from integration.buildkit.conftest import Events, remote
+from integration.buildkit.conftest import DAEMONS, Events, remote
+from support import relays
 from support.relays import Relay, grpc_of
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     import services
     from crossdock.buildkit.transport import ByteStream
     from crossdock.progress import Event
+    from support.cli import Crossdock
     from support.servers import BaseImages
 
     Start: TypeAlias = Callable[..., Relay]
@@ -113,6 +116,41 @@ def test_an_archive_is_not_left_half_written(relay: Start, context: Path, tmp_pa
     assert list(target.parent.iterdir()) == []
 
 
+@pytest.fixture(params=DAEMONS)
+def mortal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[relays.Mortal]:
+    (tmp_path / "mortal").mkdir()
+    with relays.mortal(request.param, tmp_path / "mortal") as started:
+        yield started
+
+
+@pytest.mark.parametrize("phase", ["before", "context", "step", "output"])
+def test_a_daemon_that_is_killed(
+    mortal: relays.Mortal, context: Path, tmp_path: Path, busybox_layout: Path, phase: str
+) -> None:
+    """The real one, with SIGKILL, in each phase of a build: one error that says so, and no half of an output."""
+    (context / "sub/x").write_bytes(os.urandom(40_000_000))
+    (context / "Dockerfile").write_text(
+        "FROM base\nCOPY . /\n" + ("RUN echo started && sleep 600\n" if phase == "step" else "")
+    )
+    out = tmp_path / "out"
+    request = BuildRequest(
+        context=str(context),
+        outputs=local(out),
+        network="none",
+        named_contexts={"base": f"oci-layout://{busybox_layout}"},
+    )
+    after_up, after_down = (3_000_000 if phase == where else 0 for where in ("context", "output"))
+    with Relay(mortal.dial, act=mortal.kill, after_up=after_up, after_down=after_down) as relay:
+        if phase == "before":
+            mortal.kill()
+        sink = Acting(says(b"started"), mortal.kill if phase == "step" else lambda: None)
+        with pytest.raises(CrossdockError, match=r"connection|connect|reach") as caught:
+            remote(relay.address).build(request, sink, CancelToken())
+    assert caught.value.retryable
+    assert [p for p in out.rglob("*") if p.name.startswith(".crossdock-")] == []
+    assert not (out / "sub/x").exists()
+
+
 def test_a_lost_session_is_said_to_be_one(docker_engine: services.DockerEngine, context: Path) -> None:
     """Only the connection on which the Engine calls us ends; that of our own calls stays."""
     streams: list[ByteStream] = []
@@ -179,6 +217,17 @@ def test_a_silent_daemon_does_not_hold_ls_for_ever(tmp_path: Path) -> None:
     assert all("no answer" in str(n.error) for s in statuses for n in s.nodes)
 
 
+def test_a_silent_daemon_does_not_hold_a_build_for_ever(
+    tmp_path: Path, context: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crossdock.buildkit.gateway._JOB_S", 1.0)
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(f"{tmp_path}/s")
+        silent.listen()
+        with pytest.raises(BuilderError, match="accepts connections and says nothing"):
+            remote(f"unix://{tmp_path}/s").build(BuildRequest(context=str(context)), Events(), CancelToken())
+
+
 # cancelling
 
 
@@ -201,6 +250,27 @@ def test_cancelling_ends_the_build_on_the_daemon(
         while (found := history(client)[0]).completed_ns is None and time.monotonic() < deadline:
             time.sleep(0.1)
     assert found.completed_ns is not None
+
+
+def test_ctrl_c_ends_the_build_on_the_daemon(
+    docker_engine_containerd: services.DockerEngine, crossdock: Crossdock, context: Path, base: BaseImages
+) -> None:
+    (context / "Dockerfile").write_text(f"FROM {base.amd64}\nRUN echo started && sleep 618\n")
+    environment = {"DOCKER_HOST": docker_engine_containerd.address, "BUILDX_BUILDER": "default"}
+    flags = ("--no-cache", "--network=none", "--progress=plain")
+    started = crossdock.start("build", *flags, context, env=environment)
+    assert started.stderr is not None
+    for line in started.stderr:
+        if "started" in line and "echo" not in line:
+            break
+    started.send_signal(signal.SIGINT)
+    said = started.stderr.read()
+    assert started.wait(30) == 130
+    assert "Traceback" not in said
+    deadline = time.monotonic() + 15
+    while _runs("sleep\0618") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _runs("sleep\0618")
 
 
 def _runs(words: str) -> bool:
@@ -236,6 +306,7 @@ def old(docker_engine: services.DockerEngine) -> Iterator[Relay]:
             "2 outputs",
             "v0.13",
         ),
+        ({"named_contexts": {"lib": "docker-image://busybox"}}, "named contexts", "v0.10"),
     ],
 )
 def test_features_are_named_with_the_version_that_has_them(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from crossdock.builders.drivers.plan import Logins
 from crossdock.buildkit.proto import auth_pb2
 from crossdock.buildkit.rpc.status import RpcError
 from crossdock.buildkit.session.auth import Auth
@@ -45,6 +46,29 @@ def test_logins_by_host() -> None:
     assert (give("r.example").Username, give("r.example").Secret) == ("ann", "open sesame")
     assert (give("registry-1.docker.io").Username, give("registry-1.docker.io").Secret) == ("", "refresh")
     assert give("elsewhere.example").Secret == ""
+
+
+def test_helpers_are_asked_again_while_a_build_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of cloud registries give passwords that expire; five minutes are what buildx trusts them for."""
+    helper = tmp_path / "docker-credential-counting"
+    helper.write_text(
+        f"#!/bin/sh\necho x >> {tmp_path}/asked\n"
+        f'echo "{{\\"Username\\":\\"ann\\",\\"Secret\\":\\"password $(wc -l < {tmp_path}/asked)\\"}}"\n'
+    )
+    helper.chmod(0o755)
+    (tmp_path / "config.json").write_text('{"credHelpers": {"r.example": "counting"}}')
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    now = [1000.0]
+    service = Auth(Logins(lambda: now[0]), cancel=CancelToken())
+
+    def secret() -> str:
+        request = auth_pb2.CredentialsRequest(Host="r.example")
+        return service._give_login(request, None).Secret  # type: ignore[arg-type]  # the call is not looked at
+
+    assert [secret(), secret()] == ["password 1", "password 1"]
+    now[0] += 291
+    assert secret() == "password 2"
 
 
 def test_tokens_are_offered_only_where_keys_can_be_made(

@@ -177,6 +177,38 @@ def test_a_file_that_shrinks_while_sent_is_named(tmp_path: Path, serve: Serve) -
     assert {p.name for p in dest.iterdir()} <= {"a"}
 
 
+@pytest.mark.parametrize("what", ["gone", "replaced by a directory", "replaced by a pipe"])
+def test_a_file_that_is_not_there_any_more_when_asked_for(tmp_path: Path, serve: Serve, what: str) -> None:
+    source, dest = tmp_path / "src", tmp_path / "dest"
+    source.mkdir()
+    dest.mkdir()
+    (source / "a").write_text("sent first")
+    (source / "f").write_text("listed")
+
+    def change(_name: str, _count: int) -> None:
+        (source / "f").unlink()
+        if what.endswith("directory"):
+            (source / "f").mkdir()
+        elif what.endswith("pipe"):
+            os.mkfifo(source / "f")
+
+    service = FileSync({"d": LocalDir(path=source)}, on_bytes=change)
+    with pytest.raises(ExportError, match=r"f(:|changed).* while the context was sent|f changed from 6"):
+        sync(serve(service), "d", dest)
+    assert {p.name for p in dest.iterdir()} <= {"a"}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_an_unreadable_file_is_named(tmp_path: Path, serve: Serve) -> None:
+    source, dest = tmp_path / "src", tmp_path / "dest"
+    source.mkdir()
+    dest.mkdir()
+    (source / "secret").write_text("x")
+    (source / "secret").chmod(0)
+    with pytest.raises(ExportError, match=r"secret: Permission denied while the context was sent"):
+        sync(serve(FileSync({"d": LocalDir(path=source)})), "d", dest)
+
+
 def test_a_vanished_directory_is_an_error_not_a_shorter_tree(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()

@@ -60,10 +60,10 @@ class EngineApi:
 
     def pull(self, image: str, on_text: Callable[[str], None], cancel: CancelToken) -> None:
         """Pull an image with the login for its registry; ``on_text`` is told of each layer."""
-        from crossdock.builders.drivers.plan import logins
+        from crossdock.registry import Credentials
 
         ref = parse_reference(image).with_default_tag()
-        login = logins().lookup(ref.domain, ref.path, cancel=cancel)
+        login = Credentials().lookup(ref.domain, ref.path, cancel=cancel)
         query = {"fromImage": ref.repository, "tag": str(ref.digest or ref.tag)}
         headers = {"X-Registry-Auth": registry_auth(login, ref.domain)}
         for message in self._messages(f"/images/create?{urlencode(query)}", headers, cancel):

@@ -11,7 +11,6 @@ from urllib.parse import quote
 
 from crossdock.builders.dockerengine import connect
 from crossdock.builders.drivers.engineapi import registry_auth
-from crossdock.builders.drivers.plan import logins
 from crossdock.errors import AuthError, BuilderError, RegistryError
 from crossdock.image import parse_reference
 
@@ -31,7 +30,9 @@ def push_image(endpoint: DockerEndpoint, name: str, step: Step, cancel: CancelTo
     from http.client import HTTPException
 
     ref = parse_reference(name).with_default_tag()
-    login = logins().lookup(ref.domain, ref.path, cancel=cancel)
+    from crossdock.registry import Credentials
+
+    login = Credentials().lookup(ref.domain, ref.path, cancel=cancel)
     header = registry_auth(login, ref.domain)
     connection = connect(endpoint)
     try:

@@ -5,8 +5,9 @@ Spec: docker/buildx ``build/opt.go`` for the attributes; moby/buildkit ``fronten
 
 from __future__ import annotations
 
-import functools
 import os
+import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -35,7 +36,10 @@ if TYPE_CHECKING:
     from crossdock.llb.policy import Policy
     from crossdock.registry import Credentials
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Logins", "Plan", "make_plan"]
+
+#: seconds after which helpers are asked again, as buildx does
+_LOGINS_LIFE_S = 290.0
 
 
 class Plan(Record, frozen=False):
@@ -90,7 +94,7 @@ def make_plan(
         _contexts(request, plan, on_error, stdin)
         _attributes(request, plan, cancel)
         _caches(request, plan)
-        plan.attachables.append(Auth(logins, cancel=cancel, on_error=on_error, seed_dir=config_dir()))
+        plan.attachables.append(Auth(Logins(), cancel=cancel, on_error=on_error, seed_dir=config_dir()))
         if request.secrets:
             from crossdock.builders.secrets import read_secret
             from crossdock.buildkit.session.secrets import Secrets
@@ -100,12 +104,27 @@ def make_plan(
     return plan
 
 
-@functools.cache
-def logins() -> Credentials:
-    """Return the logins of docker's and podman's configurations, looked up when first needed."""
-    from crossdock.registry.credentials import Credentials
+class Logins:
+    """The logins of docker's and podman's configurations, read when first needed, and again while a long build lasts.
 
-    return Credentials()
+    Helpers of cloud registries give passwords that expire. Safe from any thread.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        # Guards the two below.
+        self._lock = threading.Lock()
+        self._read_s = 0.0
+        self._credentials: Credentials | None = None
+
+    def __call__(self) -> Credentials:
+        """Return them. Raises: nothing; looking up does."""
+        from crossdock.registry.credentials import Credentials
+
+        with self._lock:
+            if self._credentials is None or self._clock() - self._read_s > _LOGINS_LIFE_S:
+                self._credentials, self._read_s = Credentials(), self._clock()
+            return self._credentials
 
 
 def _contexts(

@@ -113,7 +113,7 @@ def fetch_dockerfile(client: Client, request: BuildRequest, sink: EventSink, can
 
     Raises: ContextError when it is too large; what the daemon reports.
     """
-    from crossdock.builders.drivers.plan import logins
+    from crossdock.builders.drivers.plan import Logins
     from crossdock.builders.secrets import read_secret
     from crossdock.dockerfile.contexts import http_source, named
     from crossdock.llb.codec import marshal
@@ -131,7 +131,7 @@ def fetch_dockerfile(client: Client, request: BuildRequest, sink: EventSink, can
         return None
 
     attachables: list[Attachable] = [
-        Auth(logins, cancel=cancel, on_error=lambda _: None),
+        Auth(Logins(), cancel=cancel, on_error=lambda _: None),
         Secrets({s.id: read_secret(s) for s in request.secrets}),
     ]
     solve(client, SolveOptions(), attachables=attachables, sink=sink, cancel=cancel, frontend=frontend)
