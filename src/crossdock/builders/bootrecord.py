@@ -17,7 +17,7 @@ from crossdock.wholefile import write_whole
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["BootRecord", "default_root", "read_record", "remove_record", "write_record"]
+__all__ = ["BootRecord", "default_root", "has_records", "read_record", "remove_record", "write_record"]
 
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
@@ -80,6 +80,15 @@ def write_record(root: str, node: str, record: BootRecord) -> None:
         "labels": dict(record.labels),
     }
     write_whole(path, json.dumps(body).encode())
+
+
+def has_records(root: str) -> bool:
+    """Whether any node is on record as booted with this store: perhaps one of another user or configuration."""
+    try:
+        names = os.listdir(os.path.dirname(_path(root, "")))
+    except OSError:
+        return False
+    return any(name.endswith(".json") for name in names)
 
 
 def remove_record(root: str, node: str) -> None:

@@ -13,7 +13,14 @@ import os
 from typing import TYPE_CHECKING, Any, cast
 
 from crossdock._version import __version__
-from crossdock.builders.bootrecord import BootRecord, default_root, read_record, remove_record, write_record
+from crossdock.builders.bootrecord import (
+    BootRecord,
+    default_root,
+    has_records,
+    read_record,
+    remove_record,
+    write_record,
+)
 from crossdock.errors import StoreError, translate
 
 if TYPE_CHECKING:
@@ -85,9 +92,30 @@ class EmbeddedDriver:
             remove_record(self.root, self._node.name)
 
     def rm(self, cancel: CancelToken, *, keep_state: bool, keep_daemon: bool) -> None:
-        """Forget the node; the store stays, because other builders share it (``prune`` empties it)."""
-        del keep_state, keep_daemon
+        """Forget the node, and remove a store that is its alone; the usual one stays (``prune`` empties it).
+
+        Raises: StoreError when a running build uses the store: it stays.
+        """
+        del keep_daemon
         self.stop(cancel)
+        if not keep_state and self._has_own_store():
+            from crossdock.progress.events import NullSink
+
+            self._call("remove_store", None, NullSink(), cancel)
+
+    def _has_own_store(self) -> bool:
+        """Whether the option ``root`` names a store that nobody else is known to use."""
+        if "root" not in (self._node.driver_opts or {}) or not os.path.exists(f"{self.root}/version"):
+            return False
+        own = os.path.realpath(self.root)
+        if own == os.path.realpath(default_root()) or has_records(self.root):
+            return False
+        from crossdock.builders.store import BuilderStore
+
+        with BuilderStore().transaction() as txn:
+            groups = [group for group in txn.list() if group.name != self._group.name]
+        others = [node.driver_opts or {} for group in groups for node in group.nodes]
+        return all(os.path.realpath(options["root"]) != own for options in others if "root" in options)
 
     def build(self, request: BuildRequest, sink: EventSink, cancel: CancelToken) -> BuildResult:
         """Build here."""

@@ -32,6 +32,7 @@ _OPERATIONS = {
     "disk_usage": "crossdock.builders.embedded.operations:disk_usage",
     "prune": "crossdock.builders.embedded.operations:prune",
     "check_store": "crossdock.builders.embedded.operations:check_store",
+    "remove_store": "crossdock.builders.embedded.operations:remove_store",
 }
 
 
@@ -71,6 +72,13 @@ def check_store(root: Path, how: tuple[bool, bool], _sink: EventSink, cancel: Ca
     repair, contents = how
     with Store.open(root) as store:
         return store.check(repair=repair, contents=contents, cancel=cancel)
+
+
+def remove_store(root: Path, _payload: None, _sink: EventSink, cancel: CancelToken) -> bool:
+    """Remove the whole store; whether there was one."""
+    from crossdock.engine.store.demolish import remove_store as remove
+
+    return remove(root, cancel)
 
 
 def _record(record: StoreRecord) -> UsageRecord:
