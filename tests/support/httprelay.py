@@ -122,7 +122,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: _Server
+    server: _Server  # type: ignore[mutable-override]  # nobody else makes one
 
     def log_message(self, format: str, *args: object) -> None:
         del format, args

@@ -173,11 +173,11 @@ class TestRulesOfAFrontend:
     def test_images_are_not_resolved_against_the_rules(
         self, build: Build, base: BaseImages, method: str
     ) -> None:
-        rules = {"SourcePolicies": [deny("docker-image://*")]}
-        request: Any = gateway_pb2.ResolveImageConfigRequest(Ref=base.index, **rules)
+        rules = [deny("docker-image://*")]
+        request: Any = gateway_pb2.ResolveImageConfigRequest(Ref=base.index, SourcePolicies=rules)
         if method == "ResolveSourceMeta":
             source = ops_pb2.SourceOp(identifier=f"docker-image://{base.index}")
-            request = gateway_pb2.ResolveSourceMetaRequest(Source=source, **rules)
+            request = gateway_pb2.ResolveSourceMetaRequest(Source=source, SourcePolicies=rules)
         with pytest.raises(grpc.RpcError) as caught:
             build.call(method, request)
         assert "denied by policy" in text(caught.value)
@@ -233,7 +233,8 @@ class TestAClientThatDecides:
         with pytest.raises(grpc.RpcError) as caught:
             asking(client, lambda _r: decision(policy_pb2.DENY, "not on a Friday"), image(base.index))
         assert "not allowed by policy: not on a Friday" in text(caught.value)
-        details = dict(caught.value.trailing_metadata())["grpc-status-details-bin"]
+        failed: Any = caught.value
+        details = dict(failed.trailing_metadata())["grpc-status-details-bin"]
         assert b"policysession.DecisionResponse" in details
         assert b'"denyMessages": [{"message": "not on a Friday"}]' in details
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Any
+from typing import Any, cast
 
 import click
 import pytest
@@ -43,7 +43,7 @@ def by_click(declared: Declared, words: list[str]) -> Any:
         function, declared.flags, usage=declared.usage, args=declared.args, aliases=(), builder=True, hidden=False
     )  # fmt: skip
     settings = Globals(program="x", plugin=False)
-    settings.builder = None
+    settings.builder = cast("str | None", None)  # whatever the environment says
     try:
         as_click(spy).main(words, standalone_mode=False, obj=settings, prog_name="x try")
     except (click.ClickException, CrossdockError):

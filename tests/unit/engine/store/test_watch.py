@@ -144,10 +144,10 @@ def test_all_that_is_written_counts(
                 fill(mount / "x", 21 * MB)
                 until_ended(cancel)
         else:
-            blob = Descriptor(
+            described = Descriptor(
                 media_type="application/vnd.oci.image.layer.v1.tar", digest=sha256_digest(b""), size=1
             )
-            layer = store.layers.add_remote(lease, diff_id=DiffId(sha256_digest(b"d")), blob=blob)
+            layer = store.layers.add_remote(lease, diff_id=DiffId(sha256_digest(b"d")), blob=described)
             store.layers.materialise(layer, unpack, CancelToken())
     assert isinstance(cancel.cause, StoreFull)
 
