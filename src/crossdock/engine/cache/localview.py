@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from crossdock.engine.cache.beneath import open_beneath
 from crossdock.engine.cache.layerview import hash_fd, read_xattrs
-from crossdock.engine.cache.view import Node
+from crossdock.engine.cache.view import Node, Stat
 from crossdock.errors import ContextError
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ class LocalView:
                         continue
                     st = entry.stat(follow_symlinks=False)
                     if not stat.S_ISSOCK(st.st_mode):
-                        kid = Node(name, path, st, 0, 0, "")
+                        kid = Node(name, path, Stat(st), 0, 0, "")
                         if wanted or self._has_wanted(kid):
                             found.append(kid)
         finally:

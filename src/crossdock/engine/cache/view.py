@@ -16,10 +16,41 @@ if TYPE_CHECKING:
 
     from crossdock.cancel import CancelToken
 
-__all__ = ["MAX_LINKS", "Node", "View", "resolve", "split_path"]
+__all__ = ["MAX_LINKS", "Node", "Stat", "View", "resolve", "split_path"]
 
 #: links followed for one path before it is called a loop (the kernel's own limit)
 MAX_LINKS = 40
+
+
+class Stat:
+    """What is needed of an ``os.stat_result``, in half of its memory: there is one for every file of a context."""
+
+    __slots__ = (
+        "st_atime_ns",
+        "st_ctime_ns",
+        "st_dev",
+        "st_gid",
+        "st_ino",
+        "st_mode",
+        "st_mtime_ns",
+        "st_nlink",
+        "st_rdev",
+        "st_size",
+        "st_uid",
+    )
+
+    def __init__(self, found: os.stat_result) -> None:
+        self.st_mode = found.st_mode
+        self.st_ino = found.st_ino
+        self.st_dev = found.st_dev
+        self.st_nlink = found.st_nlink
+        self.st_uid = found.st_uid
+        self.st_gid = found.st_gid
+        self.st_rdev = found.st_rdev
+        self.st_size = found.st_size
+        self.st_atime_ns = found.st_atime_ns
+        self.st_mtime_ns = found.st_mtime_ns
+        self.st_ctime_ns = found.st_ctime_ns
 
 
 class Node:
@@ -28,7 +59,13 @@ class Node:
     __slots__ = ("gid", "kids", "name", "path", "st", "uid", "where")
 
     def __init__(
-        self, name: str, path: str, st: os.stat_result, uid: int, gid: int, where: str | tuple[str, ...]
+        self,
+        name: str,
+        path: str,
+        st: os.stat_result | Stat,
+        uid: int,
+        gid: int,
+        where: str | tuple[str, ...],
     ) -> None:
         #: last component, ``""`` for the root
         self.name = name

@@ -65,7 +65,7 @@ class CopyOptions(NamedTuple):
     contents: bool = False
     #: a source path replaces what is there, whatever it is
     replace: bool = False
-    #: takes note of files whose bytes are left where they are, when there are many
+    #: takes note of files whose bytes are left where they are, when those are many
     defer: DeferredContents | None = None
 
 
@@ -190,15 +190,16 @@ class Copier:
             self._finish_directory(directory)
 
     def _choose_deferral(self) -> None:
-        """Leave the bytes of many or large files where they are, if allowed; then those of all that follow too.
+        """Leave the bytes of large files where they are, if allowed; then those of all that follow too.
 
         An inode noted for a file that was replaced since may be that of a later one, which must not get its bytes.
         """
         defer = self._options.defer
         if defer is not None:
-            from crossdock.engine.ops.pack import LEAST_BYTES
+            from crossdock.engine.ops.pack import worth_packing
 
-            if defer or sum(file.node.st.st_size for file in self._files) >= LEAST_BYTES:
+            total = sum(file.node.st.st_size for file in self._files)
+            if defer or worth_packing(len(self._files), total):
                 self._defer = defer
 
     def _directory(self, node: Node, path: str, there: Node | None, *, overwrite: bool) -> None:

@@ -25,10 +25,17 @@ if TYPE_CHECKING:
     from crossdock.engine.store import LayerId, NewLayer, Store
     from crossdock.layers.compression import Compression
 
-__all__ = ["LEAST_BYTES", "DeferredContents", "pack"]
+__all__ = ["LEAST_BYTES", "DeferredContents", "pack", "worth_packing"]
 
 #: below this a directory is worth more, for what is built upon it later, than the writing it costs
 LEAST_BYTES = 64 << 20
+#: of files smaller than this on the average, making them is what costs, which packing does not save
+_LEAST_AVERAGE = 128 << 10
+
+
+def worth_packing(files: int, total_bytes: int) -> bool:
+    """Whether so many files of so many bytes are better packed from where they are."""
+    return total_bytes >= LEAST_BYTES and total_bytes >= min(_LEAST_AVERAGE, LEAST_BYTES) * files
 
 
 class DeferredContents:

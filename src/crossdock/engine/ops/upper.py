@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from crossdock.engine.cache.view import Stat
+
 __all__ = ["Owner", "Upper", "set_xattrs"]
 
 
@@ -279,7 +281,7 @@ class Upper:
         if isinstance(node.where, tuple) and node.where:
             self._copy_attributes(node.where[0], node.st, self._upper)
 
-    def _copy_attributes(self, source: str, st: os.stat_result, real: str) -> None:
+    def _copy_attributes(self, source: str, st: os.stat_result | Stat, real: str) -> None:
         self.chown(real, Owner(st.st_uid, st.st_gid))
         os.chmod(real, st.st_mode & 0o7777)
         set_xattrs(real, read_xattrs(source))

@@ -24,8 +24,22 @@ from crossdock.engine.store.rim import rim
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from typing import Protocol
 
     from crossdock.engine.store.layout import Layout
+
+    class StatNumbers(Protocol):
+        """What counts of an ``os.stat_result``."""
+
+        @property
+        def st_ino(self) -> int: ...
+        @property
+        def st_size(self) -> int: ...
+        @property
+        def st_mtime_ns(self) -> int: ...
+        @property
+        def st_ctime_ns(self) -> int: ...
+
 
 __all__ = ["WRITING", "StatCache", "StatTable"]
 
@@ -88,7 +102,8 @@ class StatTable:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._new: dict[bytes, tuple[os.stat_result, bytes]] = {}
+        #: path -> fields packed, digest: as small as it can be, since there may be very many
+        self._new: dict[bytes, bytes] = {}
         self._paths: list[bytes] = []
         self._numbers: array[int] = array("Q")
         self._digests = b""
@@ -99,7 +114,7 @@ class StatTable:
     def __len__(self) -> int:
         return len(self._paths)
 
-    def get(self, path: str, info: os.stat_result) -> bytes | None:
+    def get(self, path: str, info: StatNumbers) -> bytes | None:
         """Return the 32-byte sha256 of a file's content when ``info`` (a fresh ``lstat``) shows it unchanged."""
         position = self._index.get(path.encode("utf-8", "surrogateescape"))
         if position is None:
@@ -110,11 +125,12 @@ class StatTable:
         self._seen[position] = 1
         return self._digests[position * _DIGEST_BYTES : (position + 1) * _DIGEST_BYTES]
 
-    def record(self, path: str, info: os.stat_result, digest: bytes, began_ns: int) -> None:
+    def record(self, path: str, info: StatNumbers, digest: bytes, began_ns: int) -> None:
         """Note a file's digest. ``info`` is an ``fstat`` taken after ``began_ns`` (``time.time_ns()``) that still holds after
         the file was read. Files changed shortly before are not noted."""
         if info.st_ctime_ns + margin_ns(info) < began_ns:
-            self._new[path.encode("utf-8", "surrogateescape")] = (info, digest)
+            packed = array("Q", _fields(info)).tobytes() + digest
+            self._new[path.encode("utf-8", "surrogateescape")] = packed
 
     def save(self) -> None:
         """Write the table when something was recorded, atomically. Raises: StoreFull, StoreError."""
@@ -164,10 +180,10 @@ class StatTable:
             paths.append(path)
             numbers += self._numbers[position * _FIELDS : (position + 1) * _FIELDS]
             digests += self._digests[position * _DIGEST_BYTES : (position + 1) * _DIGEST_BYTES]
-        for path, (info, digest) in self._new.items():
+        for path, packed in self._new.items():
             paths.append(path)
-            numbers.extend(_fields(info))
-            digests += digest
+            numbers.frombytes(packed[: _FIELDS * 8])
+            digests += packed[_FIELDS * 8 :]
         return paths, numbers, bytes(digests)
 
     def _read(self) -> None:
@@ -194,12 +210,12 @@ class StatTable:
             self._digests = data[digests_at:]
 
 
-def margin_ns(info: os.stat_result) -> int:
+def margin_ns(info: StatNumbers) -> int:
     """Return how old a ctime must be for a later change to show."""
     return _FINE_MARGIN_NS if info.st_ctime_ns % 1_000_000_000 else _COARSE_MARGIN_NS
 
 
-def _fields(info: os.stat_result) -> tuple[int, int, int, int]:
+def _fields(info: StatNumbers) -> tuple[int, int, int, int]:
     # mtime may lie before 1970; the bits are what is compared.
     return (info.st_ino, info.st_size, info.st_mtime_ns & _MASK, info.st_ctime_ns & _MASK)
 

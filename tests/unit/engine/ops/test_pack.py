@@ -82,11 +82,20 @@ def test_few_bytes_are_copied(tmp_path: Path, context: Path) -> None:
     assert (made / "small").read_text() == "small"
 
 
+@pytest.mark.parametrize(
+    ("files", "total", "worth"),
+    [(1, 64 << 20, True), (1, (64 << 20) - 1, False), (12_000, 200 << 20, False), (100, 200 << 20, True)],
+)
+def test_large_files_are_worth_it(files: int, total: int, worth: bool) -> None:
+    assert pack.worth_packing(files, total) is worth
+
+
 def test_what_follows_something_left_is_left_too(
     tmp_path: Path, context: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its inode may be that of a file that was replaced."""
     monkeypatch.setattr(pack, "LEAST_BYTES", 1000)
+    monkeypatch.setattr(pack, "_LEAST_AVERAGE", 1)
     contents = DeferredContents()
     made = tmp_path / "made"
     made.mkdir()
