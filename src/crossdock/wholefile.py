@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import suppress
 
-__all__ = ["temporary_name", "write_whole"]
+__all__ = ["replaceable", "temporary_name", "write_whole"]
+
+
+def replaceable(path: str) -> bool:
+    """Whether ``path`` is a file, or nothing yet; not a pipe, a device or a link to one, such as ``/dev/stdout``."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return True
 
 
 def temporary_name(path: str) -> str:

@@ -10,6 +10,7 @@ from crossdock.cli.common import embedded_aware_builder
 from crossdock.cli.declare import command as make_command
 from crossdock.cli.declare import flag
 from crossdock.errors import StepFailed
+from crossdock.wholefile import replaceable
 
 if TYPE_CHECKING:
     from crossdock.api import Builder
@@ -140,7 +141,7 @@ def _run(globals_: Globals, builder: Builder, request: BuildRequest, mode: str) 
 
 
 def _remove_stale(path: str | None) -> None:
-    if path:
+    if path and replaceable(path):
         try:
             os.unlink(path)
         except FileNotFoundError:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from crossdock.errors import ExportError, NotSupported, UsageError, translate
+from crossdock.wholefile import replaceable, write_whole
 
 if TYPE_CHECKING:
     from io import BufferedReader
@@ -242,16 +243,12 @@ def _write(path: str, text: str) -> None:
     def refuse(exc: BaseException) -> ExportError:
         return ExportError(f"cannot write {path}: {exc}")
 
-    temporary = f"{path}.{os.getpid()}.tmp"
     with translate({OSError: refuse}):
-        try:
-            with open(temporary, "w", encoding="utf-8") as file:
+        if replaceable(path):
+            write_whole(path, text.encode(), mode=0o666)
+        else:
+            with open(path, "w", encoding="utf-8") as file:
                 file.write(text)
-            os.replace(temporary, path)
-        except BaseException:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
-            raise
 
 
 def print_warnings(result: BuildResult, *, debug: bool) -> None:

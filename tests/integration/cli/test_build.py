@@ -6,6 +6,7 @@ import functools
 import http.server
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -130,6 +131,14 @@ class TestOutputs:
         assert entry["RepoTags"] == ["app:1"]
         assert iid.read_text() == "sha256:" + entry["Config"].rpartition("/")[2]
         assert (tmp_path / "layout/index.json").exists()
+
+    def test_what_was_made_can_be_told_on_standard_output(self, crossdock: Crossdock, context: Path) -> None:
+        """``/dev/stdout`` is written to, never replaced: here a link, lest a mistake costs the machine its own."""
+        link = crossdock.folder / "stdout"
+        link.symlink_to("/proc/self/fd/1")
+        run = crossdock("build", context, "--iidfile", link, "-o", "type=image").ok()
+        assert re.fullmatch(r"sha256:[0-9a-f]{64}", run.out)
+        assert link.is_symlink()
 
     def test_platforms_are_split_into_directories(
         self, crossdock: Crossdock, tmp_path: Path, context: Path
