@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import baseimage
+from support.programs import add_program, put
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,28 +36,12 @@ pytestmark = [
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 IMAGE = "case/crossdock:1"
-_LIBRARY = re.compile(r"(/\S+) \(0x")
 _LAUNCHER = """#!/usr/bin/python3
 import sys
 sys.path.insert(0, "/opt/crossdock/lib")
 from crossdock.__main__ import main
 sys.exit(main())
 """
-
-
-def add_program(root: Path, program: str, where: str) -> None:
-    """Put a program of this machine and its libraries into a tree."""
-    put(root, Path(program).resolve(), where)
-    listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=False).stdout
-    for library in _LIBRARY.findall(listed):
-        put(root, Path(library).resolve(), library)
-
-
-def put(root: Path, source: Path, where: str) -> None:
-    target = root / where.lstrip("/")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.exists():
-        shutil.copy2(source, target)
 
 
 def system_tree(root: Path) -> Path:
