@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import objectstores
 import privateapt
 import services
+import sshserver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -66,6 +67,7 @@ def fetch() -> None:
         services.registry_binary()
         for version in services.ENGINES:
             services.engine_folder(version)
+        sshserver.server_folder()
         baseimage.busybox_packages([arch for arch, _ in baseimage.PLATFORMS.values()])
     except privateapt.AptError as error:
         # the cases that need it skip with this reason, or fail where all is required

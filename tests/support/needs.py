@@ -24,6 +24,7 @@ import idmap
 import objectstores
 import privateapt
 import services
+import sshserver
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -169,6 +170,10 @@ def _dockercli() -> Missing | None:
     return _fetched(lambda: services.engine_folder("26.1"))
 
 
+def _sshd() -> Missing | None:
+    return _program("ssh")() or _program("ssh-agent")() or _fetched(sshserver.server_folder)
+
+
 def _moto() -> Missing | None:
     return _stores(objectstores.check_moto)
 
@@ -212,6 +217,7 @@ PROBES: dict[str, Callable[[], Missing | None]] = {
     "docker": _docker,
     "docker26": _docker26,
     "dockercli": _dockercli,
+    "sshd": _sshd,
     "moto": _moto,
     "azurite": _azurite,
 }

@@ -166,6 +166,11 @@ def user_home() -> Path:
 def _reason(text: str) -> str:
     """Choose the line of git's messages that says what went wrong."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if any(line.startswith("Host key verification failed") for line in lines):
+        changed = "IDENTIFICATION HAS CHANGED" in text
+        return "Host key verification failed" + (
+            ": the host's key is not the one that is known" if changed else ""
+        )
     telling = [line for line in lines if not line.startswith(_EMPTY_WORDS)] or lines
     return next((line for line in telling if line.startswith(("fatal: ", "error: "))), "".join(telling[:1]))
 
