@@ -114,6 +114,8 @@ def parse(
             data = {"records": data, "layers": parents}
         if not isinstance(data, dict):
             raise TypeError("not an object")  # noqa: EM101 -- becomes the text of the error below
+        if not {"records", "layers"} & data.keys():
+            raise ValueError("it has neither records nor layers")  # noqa: EM101
         described = dict(layers) if layers is not None else _own_layers(data)
         return CacheConfig(_Reader(data, described).records(), described)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, CrossdockError) as exc:
@@ -177,7 +179,10 @@ class _Reader:
                 tuple((str(link.get("selector") or ""), self._done[link["link"]]) for link in group)
                 for group in links
             )
-            self._done[index] = CacheRecord(str(raw.get("digest") or ""), inputs, self._results(raw))
+            digest = raw.get("digest") or ""
+            if not isinstance(digest, str):
+                raise TypeError(f"invalid digest {digest!r}")  # noqa: EM102
+            self._done[index] = CacheRecord(digest, inputs, self._results(raw))
 
     def _results(self, raw: dict[str, Any]) -> tuple[CacheResult, ...]:
         found: list[CacheResult] = []

@@ -6,7 +6,7 @@ A layer is fetched, verified, kept and unpacked in one pass over its bytes; seve
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from crossdock.cancel import CancelToken
 from crossdock.engine.sources.transfer import Transfer
@@ -15,12 +15,13 @@ from crossdock.errors import (
     CacheError,
     CrossdockError,
     DigestMismatch,
+    InternalError,
     LayerError,
     RegistryError,
     StoreError,
 )
 from crossdock.image.reference import parse_reference
-from crossdock.record import NamedTuple
+from crossdock.record import NamedTuple, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +41,8 @@ __all__ = ["LayerPuller", "PullContext"]
 _AT_ONCE = 4
 _BLOCK = 256 * 1024
 _SHOWN_SKIPPED = 5
+
+_Result = TypeVar("_Result")
 
 
 class PullContext(NamedTuple):
@@ -117,13 +120,16 @@ class LayerPuller:
         return run
 
     def _fetch(self, blob: Descriptor, repositories: Sequence[str], context: PullContext) -> None:
-        with (
-            self._download(blob, repositories, context) as reader,
-            self._store.content.writer(context.lease, hashing=False) as writer,
-            Transfer(context.sink, context.vertex, blob.digest, total=blob.size) as transfer,
-        ):
-            _Tee(reader, writer, transfer).drain()
-            writer.commit(blob)
+        def fetch(places: Sequence[str]) -> None:
+            with (
+                self._download(blob, places, context) as reader,
+                self._store.content.writer(context.lease, hashing=False) as writer,
+                Transfer(context.sink, context.vertex, blob.digest, total=blob.size) as transfer,
+            ):
+                _Tee(reader, writer, transfer).drain()
+                writer.commit(blob)
+
+        _from_any(repositories, fetch, context)
 
     def _directory(self, layer_id: LayerId, context: PullContext) -> Path:
         ready = self._store.layers.directory(layer_id)
@@ -143,7 +149,13 @@ class LayerPuller:
                 self._store.content.forget(blob.descriptor.digest)  # damaged here: fetch it again
         best = self._best(layer_id, blobs)
         try:
-            return self._fill(layer_id, self._unpack_remote, best, context)
+            return _from_any(
+                best.repositories,
+                lambda places: self._fill(
+                    layer_id, self._unpack_remote, replace(best, repositories=tuple(places)), context
+                ),
+                context,
+            )
         except DigestMismatch as exc:
             # It unpacks to something else than the cache said.
             for source in self._cached(best.descriptor):
@@ -287,6 +299,20 @@ class _Tee:
         """Read to the end, which verifies the digest."""
         while self.read(_BLOCK):
             pass
+
+
+def _from_any(
+    repositories: Sequence[str], fetch: Callable[[Sequence[str]], _Result], context: PullContext
+) -> _Result:
+    """Fetch from the first repository that gives the truth, one after another; raises the first one's failure."""
+    failure: CrossdockError | None = None
+    for place in repositories or ("",):
+        try:
+            return fetch((place,) if place else ())
+        except (RegistryError, DigestMismatch) as exc:
+            context.cancel.check()
+            failure = failure or exc
+    raise failure or InternalError("nowhere to fetch from")
 
 
 def _read_to_end(stream: BinaryIO) -> None:

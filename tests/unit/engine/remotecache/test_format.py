@@ -128,6 +128,9 @@ def test_a_result_with_an_unknown_layer_is_left_out() -> None:
         b'{"records": [{"layers": [{"layer": 0}]}], "layers": [{"blob": "sha256:short", "parent": -1}]}',
         b'{"records": [{"layers": [{"layer": 0}]}], "layers": []}',
         b'{"records": [{"layers": [{"layer": "0"}]}], "layers": []}',
+        b"{}",
+        b'{"version": 9, "entries": "elsewhere"}',
+        b'{"records": [{"digest": 1}]}',
         b'{"layers": [{"blob": 1, "annotations": {"diffID": "nonsense"}}]}',
     ],
 )
