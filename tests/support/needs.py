@@ -9,6 +9,7 @@ Not for: starting anything; fixtures do that.
 from __future__ import annotations
 
 import os
+import pwd
 import shlex
 import shutil
 import subprocess
@@ -171,6 +172,8 @@ def _dockercli() -> Missing | None:
 
 
 def _sshd() -> Missing | None:
+    if pwd.getpwuid(os.geteuid()).pw_shell.endswith(("/nologin", "/false")):
+        return Missing("a user who may log in", identity=True)
     return _program("ssh")() or _program("ssh-agent")() or _fetched(sshserver.server_folder)
 
 

@@ -107,6 +107,21 @@ def test_a_daemon_behind_ssh(
 # Git over ssh
 
 
+@pytest.fixture(
+    scope="session",
+    params=[
+        "embedded",
+        pytest.param("engine", marks=pytest.mark.needs("root", "docker", "docker26")),
+    ],
+)
+def builder(request: pytest.FixtureRequest) -> tuple[str, dict[str, str]]:
+    """The name of a builder and the environment in which it is found."""
+    if request.param == "embedded":
+        return "embedded", {}
+    engine: services.DockerEngine = request.getfixturevalue("docker_engine_containerd")
+    return "default", {"DOCKER_HOST": engine.address}
+
+
 def make_repository(folder: Path) -> Path:
     """A repository with a Dockerfile and a file."""
     folder.mkdir()
@@ -164,26 +179,18 @@ def there(extra: str = "/usr/bin:/bin") -> dict[str, str]:
 
 
 @BASE
-@pytest.mark.parametrize(
-    "builder",
-    [
-        "embedded",
-        pytest.param("default", marks=pytest.mark.needs("root", "docker", "docker26"), id="engine"),
-    ],
-)
 def test_a_step_clones_with_the_agent(
-    client: Crossdock, base: BaseImages, tmp_path: Path, builder: str, request: pytest.FixtureRequest
+    client: Crossdock, base: BaseImages, tmp_path: Path, builder: tuple[str, dict[str, str]]
 ) -> None:
     """The key never enters the step: the agent signs over the forwarded socket."""
-    if builder == "default":
-        engine: services.DockerEngine = request.getfixturevalue("docker_engine_containerd")
-        client.environment["DOCKER_HOST"] = engine.address
+    name, environment = builder
+    client.environment |= environment
     with sshserver.SshServer(there()) as server:
         context = clone_context(tmp_path, server, base.amd64)
         network = ("--network=host", "--allow", "network.host")
-        flags = ("--builder", builder, "--no-cache", *network, "-o", tmp_path / "out")
-        with agent(server.key, tmp_path) as environment:
-            client("build", *flags, "--ssh", "default", context, env=environment).ok()
+        flags = ("--builder", name, "--no-cache", *network, "-o", tmp_path / "out")
+        with agent(server.key, tmp_path) as agents:
+            client("build", *flags, "--ssh", "default", context, env=agents).ok()
         assert (tmp_path / "out/file").read_text() == "from git"
         assert "ED25519" in (tmp_path / "out/keys").read_text()
         # key files without an agent of the user
@@ -193,36 +200,28 @@ def test_a_step_clones_with_the_agent(
 
 
 @BASE
-@pytest.mark.parametrize(
-    "builder",
-    [
-        "embedded",
-        pytest.param("default", marks=pytest.mark.needs("root", "docker", "docker26"), id="engine"),
-    ],
-)
 def test_a_context_from_git_over_ssh(
-    client: Crossdock, tmp_path: Path, builder: str, request: pytest.FixtureRequest
+    client: Crossdock, tmp_path: Path, builder: tuple[str, dict[str, str]]
 ) -> None:
-    if builder == "default":
-        engine: services.DockerEngine = request.getfixturevalue("docker_engine_containerd")
-        client.environment["DOCKER_HOST"] = engine.address
+    name, environment = builder
+    client.environment |= environment
     repository = make_repository(tmp_path / "repository")
-    with sshserver.SshServer(there()) as server, agent(server.key, tmp_path) as environment:
+    with sshserver.SshServer(there()) as server, agent(server.key, tmp_path) as agents:
         shutil.copy(server.known_hosts, tmp_path / "home/.ssh/known_hosts")
         url = f"{server.url}{repository}#main"
         out = tmp_path / "out"
-        client("build", "--builder", builder, "--no-cache", "-o", out, url, env=environment).ok()
+        client("build", "--builder", name, "--no-cache", "-o", out, url, env=agents).ok()
         assert (out / "got").read_text() == "from git"
-        ran = client("build", "--builder", builder, "--no-cache", url, env={"SSH_AUTH_SOCK": ""}).failed()
+        ran = client("build", "--builder", name, "--no-cache", url, env={"SSH_AUTH_SOCK": ""}).failed()
         assert re.search(r"Permission denied|ssh|SSH", ran.err)
-        if builder == "embedded":
+        if name == "embedded":
             # BuildKit knows no named contexts over ssh, and asks the host itself for its key
             named = ("--build-context", f"code={url}", "--ssh", "default", "-o", out)
             (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY --from=code file /named\n")
-            flags = ("--builder", builder, "--no-cache", "-f", tmp_path / "Dockerfile")
-            client("build", *flags, *named, repository, env=environment).ok()
+            flags = ("--builder", name, "--no-cache", "-f", tmp_path / "Dockerfile")
+            client("build", *flags, *named, repository, env=agents).ok()
             assert (out / "named").read_text() == "from git"
             known = tmp_path / "home/.ssh/known_hosts"
             known.write_text(f"[127.0.0.1]:{server.port} {server.key.with_suffix('.pub').read_text()}")
-            ran = client("build", "--builder", builder, "--no-cache", url, env=environment).failed()
+            ran = client("build", "--builder", name, "--no-cache", url, env=agents).failed()
             assert "Host key verification failed" in ran.err
