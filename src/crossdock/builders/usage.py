@@ -25,6 +25,8 @@ class UsageRecord(Record):
     #: ``regular``, ``exec.cachemount``, ``source.local``, ``source.git.checkout``, ``frontend``, ``internal``
     record_type: str = "regular"
     shared: bool = False
+    #: why pruning leaves it for now; only the embedded engine says so
+    kept: str = ""
 
 
 class PruneRequest(Record):

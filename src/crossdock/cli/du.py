@@ -60,6 +60,9 @@ Last used:    {{ .LastUsedAt }}
 {{- if .Type}}
 Type:         {{ .Type }}
 {{- end }}
+{{- if .Kept}}
+Kept because: {{ .Kept }}
+{{- end }}
 """
 
 
@@ -86,7 +89,10 @@ def command(
         records = [r for r in records if (r.last_used_at or r.created_at) <= newest]
     form = format or ("pretty" if verbose else "table")
     table = is_table(form)
-    rows = [usage_row(r, table=table) for r in records]
+    if form == "pretty":
+        rows = [{**usage_row(r, table=False), "Kept": r.kept} for r in records]
+    else:
+        rows = [usage_row(r, table=table) for r in records]
     text = PRETTY if form == "pretty" else form
     sys.stdout.write(format_rows(text, rows, default_table=_TABLE, headers=_HEADERS))
     if form in ("table", "pretty") and not filter:

@@ -72,7 +72,7 @@ def _listing(records: list[UsageRecord], *, verbose: bool) -> str:
 
     if not records:
         return ""
-    rows = [usage_row(r, table=not verbose) for r in records]
+    rows = [{**usage_row(r, table=not verbose), "Kept": ""} for r in records]
     headers = {"ID": "ID", "Reclaimable": "RECLAIMABLE", "Size": "SIZE", "LastUsedAt": "LAST ACCESSED"}
     table = "table {{.ID}}\t{{.Reclaimable}}\t{{.Size}}\t{{.LastUsedAt}}"
     return format_rows(PRETTY if verbose else "table", rows, default_table=table, headers=headers)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
+
+from support.cli import PROGRAM
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,6 +38,8 @@ def test_du_lists_records_and_sums(built: Crossdock) -> None:
     verbose = built("du", "--verbose").ok().out
     assert "Created at:   20" in verbose
     assert "Usage count:" in verbose
+    assert re.search(r"Kept because: the layer \w+ stands on it", verbose), "the base is below the step"
+    assert "Kept" not in records[0]
 
 
 def test_filters_select(built: Crossdock) -> None:
@@ -73,3 +79,51 @@ def test_damage_is_found_and_repaired(built: Crossdock) -> None:
     assert "the store has" in done.err
     assert "(repaired)" in built("store", "check", "--repair").ok().out
     assert "no problems found" in built("store", "check").ok().out
+
+
+def test_du_says_what_a_running_build_keeps_and_prune_leaves_it(
+    built: Crossdock, base: BaseImages, tmp_path: Path
+) -> None:
+    (tmp_path / "Dockerfile").write_text(
+        f"FROM {base.index}\nRUN head -c 300000 /dev/urandom > /big\n"
+        "RUN --mount=type=cache,target=/c touch /c/x && echo begun && sleep 60\n"
+    )
+    running = subprocess.Popen(
+        [PROGRAM, "build", "--progress=plain", str(tmp_path)],
+        env=built.environment, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    try:
+        assert running.stderr is not None
+        assert any(line.rstrip().endswith(" begun") and "RUN" not in line for line in running.stderr)
+        before = [json.loads(line)["ID"] for line in built("du", "--format", "json").ok().out.splitlines()]
+        verbose = built("du", "--verbose").ok().out
+        assert verbose.count("Kept because: in use by a running build") >= 3
+        for filters in ([], ["--filter", "type=exec.cachemount"], ["--filter", "until=0s"]):
+            built("prune", "--all", "--force", *filters).ok()
+        after = [json.loads(line)["ID"] for line in built("du", "--format", "json").ok().out.splitlines()]
+        assert set(after) <= set(before)
+        assert built("du", "--verbose").ok().out.count("in use by a running build") >= 3
+    finally:
+        running.terminate()
+        running.communicate()
+
+
+def test_rules_by_age_and_type(built: Crossdock, base: BaseImages, tmp_path: Path) -> None:
+    """What docker's users write: cache mounts older than a day, everything older than a week, sources first."""
+    (tmp_path / "Dockerfile").write_text(
+        f"FROM {base.index}\nRUN --mount=type=cache,target=/c head -c 9000 /dev/urandom > /c/x\n"
+    )
+    built("build", tmp_path).ok()
+
+    def types() -> list[str]:
+        return built("du", "--format", "{{.Type}}").ok().out.split()
+
+    assert "exec.cachemount" in types()
+    built("prune", "--force", "--filter", "until=24h").ok()
+    built("prune", "--force", "--filter", "type=exec.cachemount", "--filter", "until=24h").ok()
+    assert "exec.cachemount" in types(), "it is new"
+    built("prune", "--force", "--filter", "type=exec.cachemount", "--filter", "until=0s").ok()
+    assert "exec.cachemount" not in types()
+    assert "regular" in types()
+    built("prune", "--force", "--filter", "type!=exec.cachemount", "--reserved-space", "1gb").ok()
+    assert "regular" in types(), "so much is kept"

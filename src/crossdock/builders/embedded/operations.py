@@ -96,4 +96,5 @@ def _record(record: StoreRecord) -> UsageRecord:
         description=record.description,
         record_type=record.record_type,
         shared=record.shared,
+        kept=record.kept,
     )
