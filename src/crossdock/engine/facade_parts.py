@@ -124,9 +124,13 @@ class SolveRecorder(Protocol):
         keyed: Sequence[KeyedVertex],
         ran: Collection[str],
         reads: Mapping[str, tuple[View, Sequence[Selector]]],
+        stage_reads: Mapping[str, tuple[View, Sequence[Selector], str]],
         cancel: CancelToken,
     ) -> None:
-        """Take a solve down: nodes by vertex, keys, what ran, and what vertices read of local directories."""
+        """Take a solve down: nodes by vertex, keys, what ran, and what vertices read of local directories and others.
+
+        ``stage_reads`` are of vertices that ran: the files, which of them, and the name of the step that made them.
+        """
         ...
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from crossdock.engine.solver import OpContext
     from crossdock.engine.sources.blobsources import BlobSources
     from crossdock.engine.sources.local import LocalSources
-    from crossdock.engine.store import Lease, Store
+    from crossdock.engine.store import LayerId, Lease, Store
     from crossdock.engine.store.watch import SpaceWatch
 
 __all__ = ["Shared", "single_id"]
@@ -144,6 +144,10 @@ class Shared:
 
                 self._devices = DeviceRegistry(self._options.cdi or CdiOptions())
             return self._devices
+
+    def directory(self, layer: LayerId) -> Path | None:
+        """Return a layer's directory, ``None`` when it has none here."""
+        return self._store.layers.directory(layer) if self._store.layers.exists(layer) else None
 
     def imported(self) -> ImportedCaches:
         """Return the caches imported, for solves to find; made at the first use."""

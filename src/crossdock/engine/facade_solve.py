@@ -25,7 +25,7 @@ from crossdock.llb.ops import BuildOp, DiffOp, ExecOp, FileOp, MergeOp, Passthro
 from crossdock.progress.events import Vertex
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from crossdock.cancel import CancelToken
     from crossdock.engine.cache.select import Selector
@@ -112,7 +112,14 @@ class Solving:
             keyed.extend(keys)
         context = OpContext(self._cancel, self._sink)
         if recorder is not None and (watcher.ran or recorder.wanted):
-            recorder.take(graph.nodes, keys, watcher.ran, local_reads(graph, context), self._cancel)
+            recorder.take(
+                graph.nodes,
+                keys,
+                watcher.ran,
+                local_reads(graph, context),
+                stage_reads(graph, keys, watcher.ran, shared),
+                self._cancel,
+            )
         return [
             _final(result, self._env, vertex, context)
             for result, (vertex, _) in zip(results, graph.outputs, strict=True)
@@ -295,6 +302,31 @@ def local_reads(graph: LoadedGraph, ctx: OpContext) -> dict[str, tuple[View, Seq
             (tree,) = ops[source].execute((), ctx)
             if isinstance(tree, LocalTree) and isinstance(spec.op, BaseOp):
                 found[spec.id] = (tree.view, spec.op.selectors().get(index) or [Selector()])
+    return found
+
+
+def stage_reads(
+    graph: LoadedGraph, keys: Sequence[KeyedVertex], ran: Collection[str], shared: Shared
+) -> dict[str, tuple[View, Sequence[Selector], str]]:
+    """Return what vertices that ran read by content of other vertices: the view, the parts, whose; nothing is fetched."""
+    from crossdock.engine.cache.layerview import LayerView
+    from crossdock.engine.ops.base import BaseOp
+
+    canonical = {one.vertex: one.canonical for one in keys}
+    found: dict[str, tuple[View, Sequence[Selector], str]] = {}
+    for spec in graph.specs:
+        if spec.id not in ran or not isinstance(spec.op, BaseOp):
+            continue
+        for index, chosen in spec.op.selectors().items():
+            source, output = spec.inputs[index]
+            record = shared.keys.lookup(canonical.get(source, ""))
+            result = None if record is None or record.results is None else record.results[output]
+            if not isinstance(result, Ref):
+                continue
+            directories = [shared.directory(layer) for layer in result.layers]
+            ready = [directory for directory in directories if directory is not None]
+            if len(ready) == len(directories):
+                found[spec.id] = (LayerView(ready), chosen, display_name(graph.nodes[source]))
     return found
 
 

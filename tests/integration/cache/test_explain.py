@@ -78,6 +78,60 @@ def test_files_are_named_ten_of_them(why: Any, project: Path) -> None:
     assert run["reasons"] == ["it builds on a step that changed: [build 2/3] COPY src /src"]
 
 
+STAGES = """ARG base={base}
+FROM $base AS make
+COPY src /src
+RUN mkdir /out && cat /src/* > /out/all && cp /src/f00 /out/first && chmod 755 /out
+FROM $base AS check
+RUN --mount=from=make,source=/out,target=/o cat /o/first > /checked
+FROM $base
+COPY --from=make /out /out
+COPY b.txt /b.txt
+"""
+
+
+class TestOtherStages:
+    @pytest.fixture(autouse=True)
+    def _stages(self, project: Path, base: BaseImages) -> None:
+        (project / "Dockerfile").write_text(STAGES.format(base=base.index))
+
+    def test_files_copied_from_a_stage_are_named(self, why: Any, project: Path) -> None:
+        why()
+        (project / "src/f07").write_text("changed")
+        step = why()["COPYt /out"]
+        assert step["reasons"] == [
+            "files taken from [make 3/3] RUN mkdir /out && cat /src/* > /out/all && cp /src/f00 /out/first && "
+            "chmod 755 /out: 1 changed"
+        ]
+        assert step["files"] == [{"path": "out/all", "change": "changed"}]
+
+    def test_they_are_known_from_before_though_the_step_was_cached_meanwhile(
+        self, why: Any, project: Path
+    ) -> None:
+        why()
+        for number in range(4):  # more runs than are kept
+            (project / "b.txt").write_text(f"{number}")
+            assert set(why()) == {"COPY/b.txt"}
+        (project / "src/f00").write_text("changed")
+        (project / "src/f14").write_text("new")
+        found = why()["COPYt /out"]
+        assert {file["path"] for file in found["files"]} == {"out/all", "out/first"}
+
+    def test_those_of_a_mount_are_named_too(self, why: Any, project: Path) -> None:
+        why("--target", "check")
+        (project / "src/f00").write_text("changed")
+        found = why("--target", "check")["RUNhecked"]
+        assert "out/first" in {file["path"] for file in found["files"]}
+
+    def test_nothing_is_read_again_for_it(self, why: Any, project: Path, builder: Builder) -> None:
+        """A step whose files are unknown is explained by the step that made them."""
+        why()
+        for path in (builder.root("one") / "stat").glob("*.steps"):
+            path.unlink()
+        (project / "src/f07").write_text("changed")
+        assert why()["COPYt /out"]["reasons"] == ["no earlier run of this step is known"]
+
+
 def test_times_alone_change_nothing(why: Any, project: Path) -> None:
     why()
     os.utime(project / "src/f00", (1, 1))

@@ -39,6 +39,7 @@ class Explainer:
         keyed: Sequence[KeyedVertex],
         ran: Collection[str],
         reads: Mapping[str, tuple[View, Sequence[Selector]]],
+        stage_reads: Mapping[str, tuple[View, Sequence[Selector], str]],
         cancel: CancelToken,
     ) -> None:
         """Take a solve down, as the engine asks for."""
@@ -46,7 +47,7 @@ class Explainer:
             from crossdock.engine.explain.recorder import StepRecorder
 
             self._recorder = StepRecorder(self._project, wanted=self.wanted)
-        self._recorder.take(nodes, keyed, ran, reads, cancel)
+        self._recorder.take(nodes, keyed, ran, reads, stage_reads, cancel)
 
     def finish(self, store: Store) -> list[dict[str, object]]:
         """Save what was recorded; returns why steps ran, for those who asked."""

@@ -28,6 +28,8 @@ __all__ = ["OPAQUE_XATTR", "LayerView", "is_opaque", "kept_xattrs", "read_xattrs
 OPAQUE_XATTR = "user.overlay.opaque"
 _BLOCK = 1 << 20
 _CHUNK = 64
+#: files whose digests are remembered at most, some megabytes
+_KNOWN_FILES = 20_000
 
 
 def is_opaque(path: str) -> bool:
@@ -145,17 +147,36 @@ class LayerView:
         from crossdock.engine.cache.parallel import for_chunks
 
         found: dict[str, bytes] = {}
+        unknown: list[Node] = []
+        for node in nodes:
+            known = _known.get(_identity(node))
+            if known is None:
+                unknown.append(node)
+            else:
+                found[node.path] = known
 
         def work(part: Sequence[Node]) -> None:
             for node in part:
                 fd = self.open(node)
                 try:
-                    found[node.path] = hash_fd(fd, node.st.st_size)
+                    digest = found[node.path] = hash_fd(fd, node.st.st_size)
                 finally:
                     os.close(fd)
+                if len(_known) < _KNOWN_FILES:
+                    _known[_identity(node)] = digest
 
-        for_chunks(nodes, _CHUNK, work, cancel)
+        for_chunks(unknown, _CHUNK, work, cancel)
         return [found[node.path] for node in nodes]
+
+
+#: digests of this process's files of layers, so that what keys are made of need not be read again to explain them;
+#: single dict operations only
+_known: dict[tuple[str, int, int, int], bytes] = {}
+
+
+def _identity(node: Node) -> tuple[str, int, int, int]:
+    st = node.st
+    return (_real(node), st.st_ino, st.st_size, st.st_ctime_ns)
 
 
 def hash_fd(fd: int, size: int) -> bytes:

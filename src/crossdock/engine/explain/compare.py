@@ -84,21 +84,25 @@ def _difference(name: str, before: StepFacts, now: StepFacts) -> StepWhy:
     if before.text != now.text:
         reasons.append(f"the instruction changed; it was: {before.text}")
     reasons += _facts(before.facts, now.facts, worded=before.text == now.text)
-    reasons += _inputs(before, now)
+    copied = _files(before.copied, now.copied) if before.text == now.text else []
+    reasons += _inputs(before, now, besides=now.copied_from if copied else "")
+    if copied:
+        reasons.append(f"files taken from {now.copied_from}: {_counts(copied)}")
     files = _files(before.files, now.files)
     if files:
-        kinds = [change for _, change in files]
-        counts = ", ".join(
-            f"{kinds.count(kind)} {kind}"
-            for kind in ("changed", "added", "removed", "mode changed")
-            if kind in kinds
-        )
-        reasons.append(f"files of the build context: {counts}")
+        reasons.append(f"files of the build context: {_counts(files)}")
     elif (before.files is None) != (now.files is None):
         reasons.append("files of the build context changed")
+    files += copied
     return StepWhy(
         name=name, reasons=tuple(reasons), files=tuple(files[:_SHOWN_FILES]), files_count=len(files)
     )
+
+
+def _counts(files: Sequence[tuple[str, str]]) -> str:
+    kinds = [change for _, change in files]
+    words = ("changed", "added", "removed", "mode changed")
+    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in words if kind in kinds)
 
 
 def _facts(before: Mapping[str, str], now: Mapping[str, str], *, worded: bool) -> list[str]:
@@ -122,11 +126,12 @@ def _facts(before: Mapping[str, str], now: Mapping[str, str], *, worded: bool) -
     return list(reasons)
 
 
-def _inputs(before: StepFacts, now: StepFacts) -> list[str]:
+def _inputs(before: StepFacts, now: StepFacts, *, besides: str) -> list[str]:
+    """Name the inputs that changed, but not that of which changed files are named."""
     reasons: dict[str, None] = {}
     for index, (name, key) in enumerate(now.inputs):
         old_name, old_key = before.inputs[index] if index < len(before.inputs) else ("", "")
-        if key == old_key or not key:
+        if key == old_key or not key or (besides and name == besides):
             continue
         if name.startswith("image ") and old_name.startswith("image "):
             reasons[f"the base image changed: {name[6:]}, was {old_name[6:]}"] = None

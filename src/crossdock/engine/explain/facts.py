@@ -44,16 +44,24 @@ class StepFacts(Record):
     inputs: tuple[tuple[str, str], ...]
     #: files of local directories that it reads: path -> type, mode and digest; ``None`` when there are too many
     files: Mapping[str, str] | None
+    #: files that it reads of another step, by content; ``None`` when there are too many, or it was cached by definition
+    copied: Mapping[str, str] | None = None
+    #: name of that step
+    copied_from: str = ""
 
     def to_json(self) -> list[Any]:
         """Return it as a compact list."""
         files = None if self.files is None else dict(self.files)
-        return [self.stage, self.number, self.text, dict(self.facts), [list(i) for i in self.inputs], files]
+        copied = None if self.copied is None else dict(self.copied)
+        inputs = [list(i) for i in self.inputs]
+        return [
+            self.stage, self.number, self.text, dict(self.facts), inputs, files, copied, self.copied_from
+        ]  # fmt: skip
 
     @classmethod
     def from_json(cls, data: Any) -> StepFacts:
         """Read what :meth:`to_json` returned. Raises: ValueError, TypeError, KeyError for anything else."""
-        stage, number, text, facts, inputs, files = data
+        stage, number, text, facts, inputs, files, copied, copied_from = data
         return cls(
             stage=str(stage),
             number=int(number),
@@ -61,6 +69,8 @@ class StepFacts(Record):
             facts={str(k): str(v) for k, v in facts.items()},
             inputs=tuple((str(name), str(key)) for name, key in inputs),
             files=None if files is None else {str(k): str(v) for k, v in files.items()},
+            copied=None if copied is None else {str(k): str(v) for k, v in copied.items()},
+            copied_from=str(copied_from),
         )
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["History"]
 
-_MAGIC = b"crossdock steps 1\n"
+_MAGIC = b"crossdock steps 2\n"
 _LENGTH = struct.Struct(">I")
 _RUNS = 3
 _MAX_BYTES = 64 << 20
