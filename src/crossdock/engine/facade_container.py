@@ -1,12 +1,13 @@
 """Containers that a caller opens and runs processes in: a debugger's, or a frontend's.
 
-What is written is thrown away. Every process has the container's mounts, and namespaces of its own.
+What is written is thrown away.
 
 Spec: moby/buildkit ``frontend/gateway/container``.
 """
 
 from __future__ import annotations
 
+import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -49,14 +50,30 @@ class ContainerSpec(Record):
     hostname: str = ""
 
 
+class _Running:
+    """A container whose first process runs."""
+
+    __slots__ = ("id", "over")
+
+    def __init__(self, name: str) -> None:
+        self.id = name
+        self.over = threading.Event()
+
+
 class Container:
-    """An open container; :meth:`close` gives its mounts up. Processes may run at the same time."""
+    """An open container; :meth:`close` gives its mounts up.
+
+    Its first process makes its namespaces; those started while that one runs share them, and end with it.
+    """
 
     def __init__(self, spec: ContainerSpec, env: OpEnv, sink: EventSink, cancel: CancelToken) -> None:
         """Mount everything. Raises: SolveError, NotSupported; SandboxError, StoreFull; the token's cause."""
         self._spec = spec
         self._env = env
         self._stack = ExitStack()
+        # Guards _running.
+        self._lock = threading.Lock()
+        self._running: _Running | None = None
         # What a step's mounts need is an op; this one is never solved.
         inputs = [Output(Node(SourceOp(f"ref://{n}"))) for n in range(len(spec.refs))]
         op = ExecOp(meta=ExecMeta(args=("container",)), mounts=spec.mounts, network=spec.network)
@@ -105,7 +122,26 @@ class Container:
             ulimits=meta.ulimit,
             cgroup_parent=meta.cgroup_parent,
         )
-        return self._env.sandbox().run(step, log=log, cancel=cancel, stdio=stdio)
+        return self._run(step, stdio, log, cancel)
+
+    def _run(
+        self, step: StepSpec, stdio: StepStdio, log: Callable[[int, bytes], None], cancel: CancelToken
+    ) -> StepResult:
+        """Start the container with the first process; further ones run inside it, as long as that one lives."""
+        sandbox = self._env.sandbox()
+        with self._lock:
+            first = self._running
+            mine = self._running = _Running(sandbox.new_id()) if first is None else first
+        if first is not None:
+            return sandbox.execute(
+                first.id, step, log=log, cancel=cancel, stdio=stdio, alive=lambda: not first.over.is_set()
+            )
+        try:
+            return sandbox.run(step, log=log, cancel=cancel, stdio=stdio, step_id=mine.id)
+        finally:
+            with self._lock:
+                self._running = None
+            mine.over.set()
 
     # --- looking ---
 

@@ -13,6 +13,7 @@ import signal
 import struct
 import termios
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from crossdock.buildkit.proto import gateway_pb2, ops_pb2
@@ -43,6 +44,8 @@ __all__ = ["JobContainers", "serve_processes"]
 
 pb = gateway_pb2
 _BLOCK = 64 * 1024
+#: seconds in which a process gets its terminal, and between looks at it
+_TERMINAL_S, _LOOK_S = 10.0, 0.02
 #: descriptors of a process that a client may ask for
 _STREAMS = (1, 2)
 
@@ -221,6 +224,8 @@ class _Process:
         self._input: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._master = -1
         self._pid = 0
+        #: of the terminal, as the kernel wants it
+        self._size: bytes | None = None
         if self._tty:
             self._master, self._near = os.openpty()
         else:
@@ -242,11 +247,34 @@ class _Process:
             self._input.put(None)
 
     def resize(self, rows: int, columns: int) -> None:
-        """Set the terminal's size."""
-        if self._tty:
-            with contextlib.suppress(OSError):
-                size = struct.pack("HHHH", rows & 0xFFFF, columns & 0xFFFF, 0, 0)
-                fcntl.ioctl(self._master, termios.TIOCSWINSZ, size)
+        """Set the terminal's size, also when the process does not have it yet."""
+        if not self._tty:
+            return
+        first = self._size is None
+        self._size = struct.pack("HHHH", rows & 0xFFFF, columns & 0xFFFF, 0, 0)
+        if first:
+            threading.Thread(target=self._set_size, name="exec-size", daemon=True).start()
+        else:
+            self._set_inner_size()
+
+    def _set_size(self) -> None:
+        deadline = time.monotonic() + _TERMINAL_S
+        while not self._set_inner_size() and time.monotonic() < deadline and self._thread.is_alive():
+            time.sleep(_LOOK_S)
+
+    def _set_inner_size(self) -> bool:
+        """Set the size of the terminal that the process has, which is not ours: the runtime stands between the two."""
+        with contextlib.suppress(OSError):
+            ours = os.fstat(self._near).st_dev
+            for pid in descendants(self._pid)[:1] if self._pid else ():
+                inner = os.open(f"/proc/{pid}/fd/0", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+                try:
+                    if os.isatty(inner) and os.fstat(inner).st_dev != ours:
+                        fcntl.ioctl(inner, termios.TIOCSWINSZ, self._size or b"")
+                        return True
+                finally:
+                    os.close(inner)
+        return False
 
     def kill(self, name: str) -> None:
         """Send a signal by name. Raises: UsageError."""

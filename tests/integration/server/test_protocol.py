@@ -344,6 +344,59 @@ class TestContainers:
         assert code_ == 4
         assert b"33 77" in out
 
+    def test_ctrl_c_in_a_terminal_ends_what_runs_in_it_and_not_the_shell(self, build: Build) -> None:
+        messages = [
+            self.typed(b"sleep 60\n"),
+            0.7,
+            self.typed(b"\x03"),
+            0.3,
+            self.typed(b"echo ali''ve; exit 5\n"),
+        ]
+        code_, out, _ = self.run(build, "sh", tty=True, messages=messages)
+        assert code_ == 5
+        assert b"alive" in out
+        assert b"job control" not in out
+
+    def test_a_second_process_runs_in_the_container_of_the_first(self, build: Build) -> None:
+        marker, done, over = threading.Event(), threading.Event(), threading.Event()
+        pb = gateway_pb2
+        metadata = (("buildkit-controlapi-buildid", build.ref),)
+
+        def requests() -> Iterator[Any]:
+            meta = ops_pb2.Meta(args=["sh", "-c", "echo up; read line; exit 3"], env=["PATH=/bin"], cwd="/")
+            yield pb.ExecMessage(ProcessID="p", Init=pb.InitMessage(ContainerID="c", Meta=meta, Fds=[0, 1]))
+            done.wait(20)
+            yield self.typed(b"\n")
+            over.wait(20)
+
+        first: list[Any] = []
+
+        def follow() -> None:
+            for message in build.client.bridge.ExecProcess(requests(), metadata=metadata, timeout=40):
+                first.append(message)
+                if message.WhichOneof("Input") == "File" and message.File.Data:
+                    marker.set()
+                elif message.WhichOneof("Input") == "Done":
+                    over.set()
+
+        thread = threading.Thread(target=follow)
+        thread.start()
+        assert marker.wait(20)
+        script = "tr '\\0' ' ' < /proc/1/cmdline; echo; test $$ != 1 && hostname; exit 6"
+        code_, out, _ = self.run(build, "sh", "-c", script)
+        code_tty, out_tty, _ = self.run(build, "sh", "-c", "tty; test -d /proc/1 && exit 2", tty=True)
+        done.set()
+        thread.join(20)
+        assert code_ == 6
+        assert out.startswith(b"sh -c echo up; read line; exit 3")
+        assert b"box" in out
+        assert code_tty == 2
+        assert b"/dev/pts/" in out_tty
+        assert [m.Exit.Code for m in first if m.WhichOneof("Input") == "Exit"] == [3]
+        # When it has ended, the next one is first again.
+        code_, out, _ = self.run(build, "sh", "-c", "echo $$")
+        assert (code_, out) == (0, b"1\n")
+
     def test_a_signal_reaches_the_process(self, build: Build) -> None:
         kill = gateway_pb2.ExecMessage(ProcessID="p", Signal=gateway_pb2.SignalMessage(Name="SIGTERM"))
         script = "trap 'echo caught; exit 9' TERM; echo ready; while true; do sleep 0.05; done"

@@ -14,6 +14,7 @@ import os
 import select
 import shutil
 import signal
+import subprocess
 from typing import TYPE_CHECKING
 
 from crossdock.engine.sandbox.supervise import descendants
@@ -61,8 +62,9 @@ class Runtime(NamedTuple):
         cancel: CancelToken,
         idle: Callable[[int, float], None] | None = None,
         stdio: StepStdio | None = None,
+        inside: str = "",
     ) -> Outcome:
-        """Run the step described by ``bundle/config.json`` to its end.
+        """Run the step described by ``bundle/config.json`` to its end; ``inside`` a step that runs, that of ``process.json``.
 
         ``wrap`` turns the runtime's command into one that runs it, e.g. inside a control group. ``log`` gets (1 or 2,
         bytes) in the calling thread; ``idle`` is called about once a second with the runtime's
@@ -73,7 +75,10 @@ class Runtime(NamedTuple):
         argv = [self.name, "--root", str(state), "--log", str(runtime_log), "--log-format", "json"]
         # Groups are made by ``cgroups``: crun is told to make none, runc to go on where it may not.
         argv += ["--cgroup-manager", "disabled"] if self.name == "crun" else ["--rootless", "true"]
-        argv += ["run", "--bundle", str(bundle), step_id]
+        if inside:
+            argv += ["exec", "--process", str(bundle / "process.json"), inside]
+        else:
+            argv += ["run", "--bundle", str(bundle), step_id]
         path = self.path
         if wrap is not None:
             argv = wrap([path, *argv[1:]])
@@ -90,6 +95,16 @@ class Runtime(NamedTuple):
         cancel.check()
         error = (_logged_error(runtime_log) or process.exec_error) if code else ""
         return Outcome(code, error)
+
+    def is_running(self, state: Path, step_id: str) -> bool:
+        """Whether the program of a step has been started and has not ended."""
+        argv = [self.path, "--root", str(state), "state", step_id]
+        environ = {"PATH": _SEARCH, "XDG_RUNTIME_DIR": str(state)}
+        done = subprocess.run(argv, env=environ, capture_output=True, check=False)
+        try:
+            return bool(json.loads(done.stdout)["status"] == "running")
+        except (ValueError, KeyError, TypeError):
+            return False
 
 
 def find_runtime(wanted: str = "") -> Runtime:

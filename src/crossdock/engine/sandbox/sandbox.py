@@ -58,6 +58,8 @@ __all__ = ["Sandbox"]
 
 _FILE_BIND = ("rbind", "ro", "nosuid", "noexec", "nodev")
 _TTY_GROUP = 5
+#: seconds between looks at a step that is being started
+_STARTING_S = 0.02
 _TAIL_BYTES = 4096
 #: architectures that a 64-bit machine may run natively; with an emulator the personality changes nothing
 _NATIVE_32 = frozenset({"386", "arm", "ppc", "mips", "mipsle"})
@@ -151,6 +153,7 @@ class Sandbox:
         log: Callable[[int, bytes], None],
         cancel: CancelToken,
         stdio: StepStdio | None = None,
+        step_id: str = "",
     ) -> StepResult:
         """Run one step to its end; ``log`` gets (1 or 2, bytes) in the calling thread. With ``stdio`` it is interactive.
 
@@ -158,14 +161,15 @@ class Sandbox:
         Raises: SandboxError, EmulationError (nothing runs the platform), UsageError (unknown user, bad host address),
         the token's cause when cancelled.
         """
-        step_id = f"step{next(self._numbers)}"
+        step_id = step_id or self.new_id()
         bundle = self._steps / step_id
         with ExitStack() as stack:
             with translate({OSError: _cannot_prepare}):
                 bundle.mkdir(mode=0o700)
                 stack.callback(shutil.rmtree, bundle)
                 network = self._isolated(step, step_id, stack, cancel)
-                step = self._prepare(step, bundle, stack, network)
+                terminal = stdio is not None and stdio.terminal
+                step = self._prepare(step, bundle, stack, network, terminal=terminal)
                 group, warnings = self._group(step, step_id, stack)
             output = _Tail(log)
             watch = HangWatch(step.hang_deadline_s) if step.hang_deadline_s else None
@@ -184,6 +188,52 @@ class Sandbox:
             result = _result(step, outcome, output.tail, oom=group is not None and group.oom_kills() > 0)
             return replace(result, warnings=warnings) if warnings else result
 
+    def new_id(self) -> str:
+        """Return a name for a step that is to be run."""
+        return f"step{next(self._numbers)}"
+
+    def execute(
+        self,
+        step_id: str,
+        step: StepSpec,
+        *,
+        log: Callable[[int, bytes], None],
+        cancel: CancelToken,
+        stdio: StepStdio,
+        alive: Callable[[], bool],
+    ) -> StepResult:
+        """Run a further program in a step that runs: with its namespaces and mounts. ``alive`` says whether it still does.
+
+        Raises: SandboxError when it ends first; as :meth:`run`.
+        """
+        while not self.runtime.is_running(self._state, step_id):
+            if not alive():
+                summary = "the container's first process has ended"
+                raise SandboxError(summary, missing="container")
+            cancel.sleep(_STARTING_S)
+        bundle = self._steps / self.new_id()
+        with ExitStack() as stack:
+            with translate({OSError: _cannot_prepare}):
+                bundle.mkdir(mode=0o700)
+                stack.callback(shutil.rmtree, bundle)
+                step = replace(step, cwd=os.path.normpath(f"/{step.cwd}"))
+                user = self._user(str(step.rootfs), step)
+                step, _ = self._emulated(step)
+                process = runtime_spec(self._spec_input(step, user, (), ""))["process"]
+                process["terminal"] = stdio.terminal
+                (bundle / "process.json").write_text(json.dumps(process), encoding="utf-8")
+            output = _Tail(log)
+            outcome = self.runtime.run(
+                state=self._state,
+                bundle=bundle,
+                step_id="",
+                log=output,
+                cancel=cancel,
+                stdio=stdio,
+                inside=step_id,
+            )
+            return _result(step, outcome, output.tail, oom=False)
+
     def _isolated(self, step: StepSpec, step_id: str, stack: ExitStack, cancel: CancelToken) -> str:
         """Return the path of a network namespace for the step to join, or ``""``."""
         if self.network != "isolated" or step.network is not NetMode.UNSET:
@@ -193,7 +243,9 @@ class Sandbox:
         helper = self.network_helper
         return str(stack.enter_context(isolated_network(helper, self._steps, step_id, cancel)))
 
-    def _prepare(self, step: StepSpec, bundle: Path, stack: ExitStack, network: str) -> StepSpec:
+    def _prepare(
+        self, step: StepSpec, bundle: Path, stack: ExitStack, network: str, *, terminal: bool = False
+    ) -> StepSpec:
         """Write the bundle and make what the step needs in its root; returns the step as it will be run."""
         root = str(step.rootfs)
         step = replace(step, cwd=os.path.normpath(f"/{step.cwd}"))
@@ -210,6 +262,7 @@ class Sandbox:
             )
         given = self._spec_input(step, user, oci_mounts, network)
         spec = runtime_spec(given)
+        spec["process"]["terminal"] = terminal
         if step.devices:
             from crossdock.engine.sandbox.devices import edit_spec
 
