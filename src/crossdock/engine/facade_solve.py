@@ -25,11 +25,9 @@ from crossdock.llb.ops import BuildOp, DiffOp, ExecOp, FileOp, MergeOp, Passthro
 from crossdock.progress.events import Vertex
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Sequence
 
     from crossdock.cancel import CancelToken
-    from crossdock.engine.cache.select import Selector
-    from crossdock.engine.cache.view import View
     from crossdock.engine.facade_parts import SolveRecorder
     from crossdock.engine.facade_shared import Shared
     from crossdock.engine.ops.env import OpEnv
@@ -112,6 +110,8 @@ class Solving:
             keyed.extend(keys)
         context = OpContext(self._cancel, self._sink)
         if recorder is not None and (watcher.ran or recorder.wanted):
+            from crossdock.engine.facade_reads import local_reads, stage_reads
+
             recorder.take(
                 graph.nodes,
                 keys,
@@ -285,49 +285,6 @@ def _make_source(
         return BlobSolverOp(node, env, images)
     summary = f"sources of the kind {scheme}:// are not supported by the embedded engine"
     raise NotSupported(summary, hint=f"asked for: {identifier}")
-
-
-def local_reads(graph: LoadedGraph, ctx: OpContext) -> dict[str, tuple[View, Sequence[Selector]]]:
-    """Return what vertices read of local directories: the view, and the parts."""
-    from crossdock.engine.cache.select import Selector
-    from crossdock.engine.ops.base import BaseOp
-
-    ops = {spec.id: spec.op for spec in graph.specs}
-    found: dict[str, tuple[View, Sequence[Selector]]] = {}
-    for spec in graph.specs:
-        for index, (source, _) in enumerate(spec.inputs):
-            op = graph.nodes[source].op
-            if not isinstance(op, SourceOp) or not op.identifier.startswith("local://"):
-                continue
-            (tree,) = ops[source].execute((), ctx)
-            if isinstance(tree, LocalTree) and isinstance(spec.op, BaseOp):
-                found[spec.id] = (tree.view, spec.op.selectors().get(index) or [Selector()])
-    return found
-
-
-def stage_reads(
-    graph: LoadedGraph, keys: Sequence[KeyedVertex], ran: Collection[str], shared: Shared
-) -> dict[str, tuple[View, Sequence[Selector], str]]:
-    """Return what vertices that ran read by content of other vertices: the view, the parts, whose; nothing is fetched."""
-    from crossdock.engine.cache.layerview import LayerView
-    from crossdock.engine.ops.base import BaseOp
-
-    canonical = {one.vertex: one.canonical for one in keys}
-    found: dict[str, tuple[View, Sequence[Selector], str]] = {}
-    for spec in graph.specs:
-        if spec.id not in ran or not isinstance(spec.op, BaseOp):
-            continue
-        for index, chosen in spec.op.selectors().items():
-            source, output = spec.inputs[index]
-            record = shared.keys.lookup(canonical.get(source, ""))
-            result = None if record is None or record.results is None else record.results[output]
-            if not isinstance(result, Ref):
-                continue
-            directories = [shared.directory(layer) for layer in result.layers]
-            ready = [directory for directory in directories if directory is not None]
-            if len(ready) == len(directories):
-                found[spec.id] = (LayerView(ready), chosen, display_name(graph.nodes[source]))
-    return found
 
 
 class ProgressWatcher:
