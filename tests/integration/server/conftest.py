@@ -47,7 +47,12 @@ class Server:
     def stop(self) -> int:
         """End it as a service manager does; returns the exit code."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
+        try:
+            return self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # passed on to the worker, which says what each thread is at
+            self.process.wait(10)
+            pytest.fail(f"crossdock serve did not end:\n{self.log}")
 
 
 def start(folder: Path, crossdock: Crossdock, *flags: str, env: Mapping[str, str] | None = None) -> Server:
@@ -56,7 +61,7 @@ def start(folder: Path, crossdock: Crossdock, *flags: str, env: Mapping[str, str
     with log.open("w") as out:
         process = subprocess.Popen(
             [PROGRAM, "serve", "--addr", f"unix://{socket}", "--root", str(crossdock.root), *flags],
-            env={**crossdock.environment, **(env or {})},
+            env={**crossdock.environment, "PYTHONFAULTHANDLER": "1", **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
