@@ -126,7 +126,6 @@ class ClientDirectories:
             report = _Report(ctx, vertex, f"transferring {name}:")
             receiver = ContextReceiver(
                 path,
-                path.with_name("incoming"),
                 compare=attrs.get("local.differ", "metadata") != "none",
                 wants_data=_wants_data(attrs) if metadata_only else None,
                 on_bytes=report.add,

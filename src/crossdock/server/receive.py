@@ -40,12 +40,15 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class ContextReceiver:
-    """Makes ``root`` equal to what one sender sends; unfinished files are in ``staging``, on the same file system."""
+    """Makes ``root`` equal to what one sender sends.
+
+    Files are written where they belong: a file cut short has another time than the sender's, and is asked for again. Only
+    whole files get their time.
+    """
 
     def __init__(
         self,
         root: Path,
-        staging: Path,
         *,
         compare: bool = True,
         wants_data: Callable[[str], bool] | None = None,
@@ -53,12 +56,10 @@ class ContextReceiver:
     ) -> None:
         """``compare`` off asks for every file anew; ``wants_data`` says whose bytes are wanted, default all."""
         self._root_path = root
-        self._staging_path = staging
         self._compare = compare
         self._wants_data = wants_data
         self._on_bytes = on_bytes
         self._root = -1
-        self._staging = -1
         #: of the next entry, and whether the list is complete
         self._number = 0
         self._listed = False
@@ -83,9 +84,7 @@ class ContextReceiver:
         Raises: ContextError for a hostile or broken sender, or what cannot be written; StoreFull.
         """
         with translate({OSError: self._unwritable}):
-            self._staging_path.mkdir(mode=0o700, exist_ok=True)
             self._root = os.open(self._root_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            self._staging = os.open(self._staging_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 yield from self._run(batches)
             finally:
@@ -242,7 +241,7 @@ class ContextReceiver:
             raise ContextError(summary)
         fd = self._open.get(number)
         if fd is None:
-            fd = self._open[number] = os.open(f"{number}", _CREATE, 0o600, dir_fd=self._staging)
+            fd = self._open[number] = self._create(record.path)
         if not data:
             self._complete(number, fd, record)
             return
@@ -259,14 +258,16 @@ class ContextReceiver:
                 os.setxattr(fd, name, value)
         os.fchmod(fd, posix_mode(record.mode))
         os.utime(fd, ns=(record.modTime, record.modTime))
-        os.close(fd)
         del self._open[number], self._wanted[number]
-        path = record.path
+        os.close(fd)
+
+    def _create(self, path: str) -> int:
         try:
-            os.rename(f"{number}", path, src_dir_fd=self._staging, dst_dir_fd=self._root)
-        except IsADirectoryError:
+            return os.open(path, _CREATE, 0o600, dir_fd=self._root)
+        except FileExistsError:
+            # Never written over: it may have other names.
             self._clear(path)
-            os.rename(f"{number}", path, src_dir_fd=self._staging, dst_dir_fd=self._root)
+            return os.open(path, _CREATE, 0o600, dir_fd=self._root)
 
     # --- end ---
 
@@ -289,13 +290,13 @@ class ContextReceiver:
         return f"/proc/self/fd/{self._root}/{directory}"
 
     def _discard(self) -> None:
-        for fd in self._open.values():
+        for number, fd in self._open.items():
+            with contextlib.suppress(OSError):
+                os.unlink(self._wanted[number].path, dir_fd=self._root)
             os.close(fd)
         self._open.clear()
-        for fd in (self._root, self._staging):
-            if fd >= 0:
-                os.close(fd)
-        shutil.rmtree(self._staging_path, ignore_errors=True)
+        if self._root >= 0:
+            os.close(self._root)
 
     def _unwritable(self, exc: BaseException) -> ContextError | StoreFull:
         reason = exc.strerror if isinstance(exc, OSError) else str(exc)
