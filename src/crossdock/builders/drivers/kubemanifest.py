@@ -76,7 +76,7 @@ def make_workload(
     pod_annotations = dict(annotations)
     if options.rootless:
         _make_rootless(container, spec, pod_annotations, options)
-    elif options.root_volume_memory:
+    elif options.root_volume_memory and not options.persistent_storage:
         _mount(container, spec, "buildkit-memory", _STATE_DIR, _memory(options.root_volume_memory))
     _add_placement(spec, options)
     template = {"metadata": {"labels": labels, "annotations": pod_annotations}, "spec": spec}

@@ -28,7 +28,7 @@ _TOLERATION_KEYS = ("key", "operator", "value", "effect", "tolerationSeconds")
 
 
 def _quantity(text: str) -> str:
-    if not _QUANTITY.match(text):
+    if text and not _QUANTITY.match(text):
         raise ValueError
     return text
 
@@ -96,7 +96,7 @@ _FIELDS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "tolerations": ("tolerations", _tolerations),
     "loadbalance": ("load_balance", _balance),
     "qemu.install": ("qemu_install", _bool),
-    "qemu.image": ("qemu_image", str),
+    "qemu.image": ("qemu_image", lambda text: text or DEFAULT_QEMU_IMAGE),
     "default-load": ("default_load", _bool),
     "timeout": ("timeout_s", _seconds),
 }

@@ -48,6 +48,12 @@ CASES: dict[str, dict[str, str]] = {
     "rootless-memory": {"rootless": "true", "buildkit-root-volume-memory": "1Gi"},
     "memory": {"buildkit-root-volume-memory": "2Gi"},
     "persistent": {"persistent-volume-claim.requests.storage": "50Gi"},
+    "persistent-and-memory": {
+        "persistent-volume-claim.requests.storage": "50Gi",
+        "buildkit-root-volume-memory": "2Gi",
+        "requests.cpu": "",
+        "qemu.image": "",
+    },
     "rootless-persistent": {"persistent-volume-claim.requests.storage": "50Gi", "rootless": "true"},
 }
 
