@@ -84,6 +84,11 @@ class Container:
             self._mounts.prepare()
             failed.pop_all()
 
+    @property
+    def makes_terminals(self) -> bool:
+        """Whether the runtime hands out the terminals of processes (``StepStdio.console``)."""
+        return self._env.sandbox().runtime.name == "crun"
+
     def run(
         self,
         meta: ExecMeta,

@@ -9,11 +9,11 @@ import contextlib
 import fcntl
 import os
 import queue
+import select
 import signal
 import struct
 import termios
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 from crossdock.buildkit.proto import gateway_pb2, ops_pb2
@@ -44,8 +44,8 @@ __all__ = ["JobContainers", "serve_processes"]
 
 pb = gateway_pb2
 _BLOCK = 64 * 1024
-#: seconds in which a process gets its terminal, and between looks at it
-_TERMINAL_S, _LOOK_S = 10.0, 0.02
+#: milliseconds between looks whether the process of a silent terminal has ended
+_LOOK_MS = 100
 #: descriptors of a process that a client may ask for
 _STREAMS = (1, 2)
 
@@ -224,8 +224,12 @@ class _Process:
         self._input: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._master = -1
         self._pid = 0
-        #: of the terminal, as the kernel wants it
+        # Guards _master until it is closed, and _size, the terminal's as the kernel wants it.
+        self._lock = threading.Lock()
         self._size: bytes | None = None
+        #: set when there is something to write to, and when the process has ended
+        self._ready = threading.Event()
+        self._ended = threading.Event()
         if self._tty:
             self._master, self._near = os.openpty()
         else:
@@ -247,34 +251,29 @@ class _Process:
             self._input.put(None)
 
     def resize(self, rows: int, columns: int) -> None:
-        """Set the terminal's size, also when the process does not have it yet."""
+        """Set the terminal's size, also before there is one."""
         if not self._tty:
             return
-        first = self._size is None
-        self._size = struct.pack("HHHH", rows & 0xFFFF, columns & 0xFFFF, 0, 0)
-        if first:
-            threading.Thread(target=self._set_size, name="exec-size", daemon=True).start()
-        else:
-            self._set_inner_size()
+        with self._lock:
+            self._size = struct.pack("HHHH", rows & 0xFFFF, columns & 0xFFFF, 0, 0)
+            self._set_size()
 
     def _set_size(self) -> None:
-        deadline = time.monotonic() + _TERMINAL_S
-        while not self._set_inner_size() and time.monotonic() < deadline and self._thread.is_alive():
-            time.sleep(_LOOK_S)
-
-    def _set_inner_size(self) -> bool:
-        """Set the size of the terminal that the process has, which is not ours: the runtime stands between the two."""
+        if self._size is None or not self._ready.is_set():
+            return
         with contextlib.suppress(OSError):
-            ours = os.fstat(self._near).st_dev
-            for pid in descendants(self._pid)[:1] if self._pid else ():
-                inner = os.open(f"/proc/{pid}/fd/0", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-                try:
-                    if os.isatty(inner) and os.fstat(inner).st_dev != ours:
-                        fcntl.ioctl(inner, termios.TIOCSWINSZ, self._size or b"")
-                        return True
-                finally:
-                    os.close(inner)
-        return False
+            fcntl.ioctl(self._master, termios.TIOCSWINSZ, self._size)
+            # A runtime that stands between two terminals copies the size.
+            if self._pid:
+                os.kill(self._pid, signal.SIGWINCH)
+
+    def _took_terminal(self, descriptor: int) -> None:
+        """Use the terminal that the runtime made, in place of ours."""
+        with self._lock:
+            os.dup2(descriptor, self._master, inheritable=False)
+            os.close(descriptor)
+            self._ready.set()
+            self._set_size()
 
     def kill(self, name: str) -> None:
         """Send a signal by name. Raises: UsageError."""
@@ -294,6 +293,8 @@ class _Process:
         if self._tty:
             reader.start()
         code, error = self._execute()
+        self._ended.set()
+        self._ready.set()
         os.close(self._near)
         if self._tty:
             reader.join()
@@ -318,7 +319,7 @@ class _Process:
                 self._op.meta,
                 security=SecurityMode(self._op.security),
                 secret_env=self._op.secret_env,
-                stdio=StepStdio(self._near, self._tty, self._started),
+                stdio=StepStdio(self._near, self._tty, self._started, self._took_terminal),
                 log=self._wrote,
                 cancel=self.cancel,
             )
@@ -331,6 +332,8 @@ class _Process:
 
     def _started(self, pid: int) -> None:
         self._pid = pid
+        if not self._tty or not self._container.makes_terminals:
+            self._ready.set()
         self._stream.send(self._name, Started=pb.StartedMessage())
 
     def _wrote(self, fd: int, data: bytes) -> None:
@@ -339,21 +342,40 @@ class _Process:
 
     def _feed(self) -> None:
         """Write what the client sends; closing a pipe is what ends the process's input."""
+        self._ready.wait()
         while (data := self._input.get()) is not None:
-            view = memoryview(data)
             with contextlib.suppress(OSError):
-                while view:
-                    view = view[os.write(self._master, view) :]
+                self._write_all(memoryview(data))
         if self._tty:
             with contextlib.suppress(OSError):
                 os.write(self._master, b"\x04")
         else:
             os.close(self._master)
 
+    def _write_all(self, view: memoryview) -> None:
+        """Write as the process reads, until it has ended. Raises: OSError."""
+        os.set_blocking(self._master, False)
+        poll = select.poll()
+        poll.register(self._master, select.POLLOUT)
+        while view and not self._ended.is_set():
+            if poll.poll(_LOOK_MS):
+                with contextlib.suppress(BlockingIOError):
+                    view = view[os.write(self._master, view) :]
+
     def _read_terminal(self) -> None:
+        """Pass on what is written until the process has ended and nothing more comes: others may keep its terminal."""
+        self._ready.wait()
+        poll = select.poll()
+        poll.register(self._master, select.POLLIN)
         while True:
+            if not poll.poll(_LOOK_MS):
+                if self._ended.is_set():
+                    return
+                continue
             try:
                 data = os.read(self._master, _BLOCK)
+            except BlockingIOError:
+                continue
             except OSError:  # nobody has the other side open any more
                 return
             if not data:

@@ -9,7 +9,6 @@ import logging
 import os
 import signal
 import socket
-import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -100,14 +99,32 @@ class Daemon:
         self.housekeeper.close()
 
 
+class _Stop:
+    """Waits for SIGTERM or SIGINT. A signal that the kernel gives to another thread would not end a wait for an event."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._wake_r, wake_w = os.pipe()
+        os.set_blocking(wake_w, False)
+        signal.set_wakeup_fd(wake_w, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, _number: int, _frame: object) -> None:
+        self._asked = True
+
+    def wait(self) -> None:
+        """Return when one has come."""
+        while not self._asked:
+            os.read(self._wake_r, 64)
+
+
 def serve(options: ServerOptions, passed: Mapping[str, Sequence[int]]) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code. The process must be a worker already.
 
     Raises: UsageError, ConfigError for addresses; StoreError.
     """
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: stop.set())
+    stop = _Stop()
     for note in options.notes:
         _log.warning("%s", note)
     listeners = Listeners()

@@ -8,6 +8,7 @@ Spec: OCI runtime-spec ``runtime.md``; crun(1), runc(8).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from crossdock.cancel import CancelToken
+    from crossdock.engine.sandbox.console import ConsoleSocket
     from crossdock.engine.sandbox.step import StepStdio
 
 __all__ = ["Outcome", "Runtime", "find_runtime"]
@@ -75,26 +77,37 @@ class Runtime(NamedTuple):
         argv = [self.name, "--root", str(state), "--log", str(runtime_log), "--log-format", "json"]
         # Groups are made by ``cgroups``: crun is told to make none, runc to go on where it may not.
         argv += ["--cgroup-manager", "disabled"] if self.name == "crun" else ["--rootless", "true"]
+        console = self._console(bundle, stdio)
+        more = [] if console is None else ["--console-socket", str(console.path)]
         if inside:
-            argv += ["exec", "--process", str(bundle / "process.json"), inside]
+            argv += ["exec", *more, "--process", str(bundle / "process.json"), inside]
         else:
-            argv += ["run", "--bundle", str(bundle), step_id]
+            argv += ["run", *more, "--bundle", str(bundle), step_id]
         path = self.path
         if wrap is not None:
             argv = wrap([path, *argv[1:]])
             path = argv[0]
-        cancel.check()
-        process = _Process.start(path, argv, run_dir=str(state), stdio=stdio)
-        try:
-            if stdio is not None:
-                stdio.started(process.pid)
-            with cancel.waking(process.wake):
-                process.pump(log, idle=idle, cancelled=lambda: cancel.cancelled)
-        finally:
-            code = process.finish()
+        with contextlib.nullcontext() if console is None else console:
+            cancel.check()
+            process = _Process.start(path, argv, run_dir=str(state), stdio=stdio if console is None else None)
+            try:
+                if stdio is not None:
+                    stdio.started(process.pid)
+                with cancel.waking(process.wake):
+                    process.pump(log, idle=idle, cancelled=lambda: cancel.cancelled)
+            finally:
+                code = process.finish()
         cancel.check()
         error = (_logged_error(runtime_log) or process.exec_error) if code else ""
         return Outcome(code, error)
+
+    def _console(self, bundle: Path, stdio: StepStdio | None) -> ConsoleSocket | None:
+        """Return what takes the terminal inside: crun loses the end of what is written when it copies it itself."""
+        if stdio is None or not stdio.terminal or stdio.console is None or self.name != "crun":
+            return None
+        from crossdock.engine.sandbox.console import ConsoleSocket
+
+        return ConsoleSocket(bundle / "tty", stdio.console)
 
     def is_running(self, state: Path, step_id: str) -> bool:
         """Whether the program of a step has been started and has not ended."""

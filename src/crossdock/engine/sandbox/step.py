@@ -110,6 +110,8 @@ class StepStdio(NamedTuple):
     terminal: bool = False
     #: told the PID of the runtime, below which the step's processes are
     started: Callable[[int], object] = lambda _pid: None
+    #: given the terminal that the runtime made for the step, where it does so; ``stdin`` is not used then
+    console: Callable[[int], object] | None = None
 
 
 class StepFailure(Enum):
