@@ -126,6 +126,7 @@ def _gid(text: str) -> int:
 
 
 def _entitlements(names: Sequence[str]) -> frozenset[str]:
+    names = [name for text in names for name in text.split(",")]
     for name in names:
         if name not in _ENTITLEMENTS:
             summary = f"invalid entitlement {name!r}"

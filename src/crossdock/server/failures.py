@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from crossdock.errors import SourceRange
 
-__all__ = ["ClientFailure", "Missing", "answering", "status_of"]
+__all__ = ["ClientFailure", "Missing", "Unsupported", "answering", "status_of"]
 
 _log = logging.getLogger("crossdock.server")
 
@@ -44,6 +44,15 @@ class Missing(CrossdockError):
     """What a call names does not exist: a build, a path of a result, a blob."""
 
     code = "missing"
+
+
+class Unsupported(NotSupported):
+    """A frontend lacks what is demanded of it: a capability, or an answer to a kind of question."""
+
+    def __init__(self, summary: str, *, capability: str = "", question: str = "") -> None:
+        super().__init__(summary)
+        self.capability = capability
+        self.question = question
 
 
 class ClientFailure(CrossdockError):
@@ -120,6 +129,11 @@ def _details(error: BaseException) -> list[tuple[str, Any]]:
     out: list[tuple[str, Any]] = []
     if isinstance(error, StepFailed):
         out.append(("gatewayapi.ExitMessage", {"Code": error.step_exit_code}))
+    if isinstance(error, Unsupported) and error.capability:
+        out.append(("errdefs.FrontendCap", {"name": error.capability}))
+    if isinstance(error, Unsupported) and error.question:
+        # Clients ask another frontend then.
+        out.append(("errdefs.Subrequest", {"name": error.question}))
     messages = getattr(error, "messages", ())
     if messages:
         denied = {"action": "DENY", "denyMessages": [{"message": text} for text in messages]}

@@ -28,13 +28,14 @@ from crossdock.dockerfile.contexts import (
 from crossdock.engine.cache.layerview import LayerView
 from crossdock.engine.cache.view import resolve
 from crossdock.engine.solver import OpContext
-from crossdock.errors import ContextError, NotSupported, UsageError
+from crossdock.errors import ContextError, UsageError
 from crossdock.image.platform import local_platform
 from crossdock.llb.graph import Node, Output
 from crossdock.llb.ops import FileAction, FileActionCopy, FileOp, OpMetadata
 from crossdock.progress.events import VertexWarning
 from crossdock.record import replace
 from crossdock.server.clientcalls import pull_upload
+from crossdock.server.failures import Unsupported
 from crossdock.server.results import ResultRef, Results, platform_json
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def _check_caps(attrs: Mapping[str, str]) -> None:
         # "+forward" asks that an image frontend be given the request, which ours does not need.
         if cap.removesuffix("+forward") not in _CAPS:
             summary = f"unsupported frontend capability {cap}"
-            raise NotSupported(summary)
+            raise Unsupported(summary, capability=cap)
 
 
 class _Frontend:
@@ -127,8 +128,11 @@ class _Frontend:
         images = self._job.images
         times = EngineTimes(self._job.solve_output, self._read_dir)
         if request:
-            from crossdock.dockerfile.subrequests import answer
+            from crossdock.dockerfile.subrequests import METHODS, answer
 
+            if request not in METHODS.values():
+                summary = f"unsupported request {request}"
+                raise Unsupported(summary, question=request)
             found = answer(request, data, self._filename, options, images=images, context=self, sources=times)
             return Results.empty(found.metadata())
         from crossdock.dockerfile.convert import convert

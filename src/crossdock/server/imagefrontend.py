@@ -25,6 +25,7 @@ from crossdock.llb.graph import Node, Output
 from crossdock.llb.ops import ExecMeta, Mount, NetMode, OpMetadata, SourceOp
 from crossdock.progress.events import VertexLog
 from crossdock.server.answer import Answer
+from crossdock.server.failures import Unsupported
 from crossdock.server.results import platform_json
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ def _check_caps(ref: str, config: ImageConfig, attrs: Mapping[str, str]) -> None
     for cap in wanted:
         if not cap.endswith("+forward") and cap not in offered:
             summary = f"the frontend {ref} does not support {cap}"
-            raise SolveError(summary)
+            raise Unsupported(summary, capability=cap)
 
 
 def _environment(job: Job, attrs: Mapping[str, str]) -> list[str]:

@@ -17,6 +17,7 @@ from urllib.parse import quote_plus
 
 from crossdock.buildkit.proto import wire_pb2
 from crossdock.buildkit.rpc.status import RpcError
+from crossdock.engine.facade_shared import single_id
 from crossdock.errors import ContextError, CrossdockError, SolveError
 from crossdock.progress.events import VertexStatus
 from crossdock.server.receive import ContextReceiver
@@ -129,6 +130,7 @@ class ClientDirectories:
                 compare=attrs.get("local.differ", "metadata") != "none",
                 wants_data=_wants_data(attrs) if metadata_only else None,
                 on_bytes=report.add,
+                owners=not single_id(),
             )
             with report:
                 _transfer(session, receiver, _request(name, attrs), ctx.cancel)

@@ -9,6 +9,7 @@ Spec: tonistiigi/fsutil ``receive.go``, ``diff.go``, ``validator.go``, ``hardlin
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -53,8 +54,13 @@ class ContextReceiver:
         compare: bool = True,
         wants_data: Callable[[str], bool] | None = None,
         on_bytes: Callable[[int], None] = lambda _count: None,
+        owners: bool = True,
     ) -> None:
-        """``compare`` off asks for every file anew; ``wants_data`` says whose bytes are wanted, default all."""
+        """``compare`` off asks for every file anew; ``wants_data`` says whose bytes are wanted, default all.
+
+        Without ``owners`` everything belongs to us, as where there is a single id.
+        """
+        self._owners = owners
         self._root_path = root
         self._compare = compare
         self._wants_data = wants_data
@@ -67,7 +73,7 @@ class ContextReceiver:
         #: directory -> names sent in it; every directory sent has an entry
         self._kids: dict[str, set[str]] = {"": set()}
         self._files: set[str] = set()
-        self._dirs: list[tuple[str, int, int]] = []
+        self._dirs: list[tuple[str, stat_pb2.Stat]] = []
         self._links: list[tuple[str, str]] = []
         #: id -> record of files asked for
         self._wanted: dict[int, stat_pb2.Stat] = {}
@@ -196,6 +202,7 @@ class ContextReceiver:
             and st.st_mtime_ns == record.modTime
             and stat.S_IMODE(st.st_mode) == posix_mode(record.mode)
             and st.st_nlink == 1
+            and self._is_owned(st, record)
             and not record.xattrs
         )
 
@@ -209,18 +216,37 @@ class ContextReceiver:
         elif stat.S_IMODE(st.st_mode) & 0o700 != 0o700:
             os.chmod(path, 0o700, dir_fd=self._root)
         self._kids[path] = set()
-        self._dirs.append((path, posix_mode(record.mode), record.modTime))
+        self._dirs.append((path, record))
 
     def _symlink(self, record: stat_pb2.Stat) -> None:
         path = record.path
         st = self._stat(path)
         if st is not None and stat.S_ISLNK(st.st_mode) and st.st_mtime_ns == record.modTime:
             with contextlib.suppress(OSError):
-                if os.readlink(path, dir_fd=self._root) == record.linkname:
+                if os.readlink(path, dir_fd=self._root) == record.linkname and self._is_owned(st, record):
                     return
         self._clear(path, st)
         os.symlink(record.linkname, path, dir_fd=self._root)
+        self._own(path, record)
         os.utime(path, ns=(record.modTime, record.modTime), dir_fd=self._root, follow_symlinks=False)
+
+    def _is_owned(self, st: os.stat_result, record: stat_pb2.Stat) -> bool:
+        return not self._owners or (st.st_uid, st.st_gid) == (record.uid, record.gid)
+
+    def _own(self, path: str, record: stat_pb2.Stat) -> None:
+        """Give an entry to whom it belongs. Raises: ContextError for an id that does not exist here."""
+        if not self._owners:
+            return
+        st = self._stat(path)
+        if st is None or self._is_owned(st, record):
+            return
+        try:
+            os.chown(path, record.uid, record.gid, dir_fd=self._root, follow_symlinks=False)
+        except OSError as exc:
+            if exc.errno not in (errno.EINVAL, errno.EPERM):
+                raise
+            summary = f"the owner {record.uid}:{record.gid} of {path!r} does not exist where the server works"
+            raise ContextError(summary, hint="have the client send 0:0, as buildx does") from exc
 
     def _clear(self, path: str, st: os.stat_result | None = None) -> None:
         """Remove what is at a path, whatever it is."""
@@ -256,6 +282,7 @@ class ContextReceiver:
             # What cannot be kept here cannot be kept in an image either: labels of security modules.
             with contextlib.suppress(OSError):
                 os.setxattr(fd, name, value)
+        self._own(record.path, record)
         os.fchmod(fd, posix_mode(record.mode))
         os.utime(fd, ns=(record.modTime, record.modTime))
         del self._open[number], self._wanted[number]
@@ -278,7 +305,9 @@ class ContextReceiver:
         for directory, kids in self._kids.items():
             for name in set(os.listdir(self._handle(directory))) - kids:
                 self._clear(f"{directory}/{name}" if directory else name)
-        for path, mode, mtime_ns in reversed(self._dirs):
+        for path, record in reversed(self._dirs):
+            mode, mtime_ns = posix_mode(record.mode), record.modTime
+            self._own(path, record)
             st = self._stat(path)
             if st is None or stat.S_IMODE(st.st_mode) != mode:
                 os.chmod(path, mode, dir_fd=self._root)

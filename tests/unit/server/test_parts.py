@@ -25,9 +25,10 @@ from crossdock.errors import (
 from crossdock.llb.graph import Node, Output
 from crossdock.llb.ops import SourceOp
 from crossdock.progress.events import Vertex, VertexLog, VertexWarning
-from crossdock.server.failures import ClientFailure, Missing, answering, status_of
+from crossdock.server.failures import ClientFailure, Missing, Unsupported, answering, status_of
 from crossdock.server.filters import matches
 from crossdock.server.listen import Listeners, parse_address, passed_sockets
+from crossdock.server.policies import ClientDenied
 from crossdock.server.results import ResultRef, Results, platforms_of
 from crossdock.server.statuslog import StatusLog
 
@@ -161,6 +162,23 @@ class TestFailures:
         with pytest.raises(RpcError) as caught, answering():
             raise ClientFailure(status)
         assert (caught.value.code, caught.value.message) == ("FAILED_PRECONDITION", "no")
+
+    @pytest.mark.parametrize(
+        ("error", "kind", "value"),
+        [
+            (Unsupported("no", capability="a.b"), "errdefs.FrontendCap", {"name": "a.b"}),
+            (Unsupported("no", question="frontend.x"), "errdefs.Subrequest", {"name": "frontend.x"}),
+            (
+                ClientDenied("no", ("first", "second")),
+                "policysession.DecisionResponse",
+                {"action": "DENY", "denyMessages": [{"message": "first"}, {"message": "second"}]},
+            ),
+        ],
+    )
+    def test_what_clients_act_on_is_typed(self, error: Exception, kind: str, value: object) -> None:
+        (detail,) = status_of(error).details
+        assert detail.type_url == f"github.com/moby/buildkit/{kind}+json"
+        assert json.loads(detail.value) == value
 
     def test_a_defect_is_internal(self) -> None:
         with pytest.raises(RpcError) as caught, answering():

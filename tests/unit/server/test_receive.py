@@ -79,6 +79,8 @@ def received(
     """Receive once; returns what was asked for."""
     root = folder / "root"
     root.mkdir(exist_ok=True)
+    # Nobody but root can give files away.
+    options.setdefault("owners", False)
     sender = Sender(entries, contents)
     sender.run(ContextReceiver(root, **options))
     return sender.asked
@@ -205,3 +207,23 @@ def test_any_tree_arrives_as_it_is(tmp_path_factory: pytest.TempPathFactory, tre
     found = {p.relative_to(folder / "root").as_posix() for p in (folder / "root").rglob("*") if p.is_file()}
     assert found == set(files)
     assert received(folder, entries, files) == []
+
+
+@pytest.mark.needs("root")
+def test_owners_are_kept_and_one_that_changed_is_asked_for_again(tmp_path: Path) -> None:
+    def entries(uid: int) -> list[stat_pb2.Stat]:
+        listed = [
+            stat_pb2.Stat(path="d", mode=DIR),
+            file("d/f", b"x"),
+            stat_pb2.Stat(path="l", mode=LINK, linkname="d"),
+        ]
+        for entry in listed:
+            entry.uid, entry.gid = uid, uid + 1
+        return listed
+
+    assert received(tmp_path, entries(1234), {"d/f": b"x"}, owners=True) == ["d/f"]
+    assert received(tmp_path, entries(1234), {"d/f": b"x"}, owners=True) == []
+    owners = {os.lstat(tmp_path / "root" / name)[4:6] for name in ("d", "d/f", "l")}
+    assert owners == {(1234, 1235)}
+    assert received(tmp_path, entries(77), {"d/f": b"x"}, owners=True) == ["d/f"]
+    assert {os.lstat(tmp_path / "root" / name)[4:6] for name in ("d", "d/f", "l")} == {(77, 78)}
