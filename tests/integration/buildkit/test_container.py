@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -211,6 +212,16 @@ def test_options_reach_the_container(
     assert [(m["Name"], m["Destination"]) for m in mounts] == [
         ("buildx_buildkit_case0_state", "/var/lib/buildkit")
     ]
+
+
+def test_builds_at_once_make_one_container(
+    docker_engine_bounded: services.DockerEngine, node: Callable[..., DockerContainerDriver]
+) -> None:
+    drivers = [node() for _ in range(3)]
+    with ThreadPoolExecutor() as pool:
+        for made in [pool.submit(driver.bootstrap, Events(), CancelToken()) for driver in drivers]:
+            made.result()
+    assert drivers[0].info(CancelToken()).status == "running"
 
 
 @pytest.mark.parametrize(

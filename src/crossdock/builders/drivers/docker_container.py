@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["DockerContainerDriver", "make"]
 
 _STATE_DIR = "/var/lib/buildkit"
+_WSL_LIBRARIES = "/usr/lib/wsl"
 _CONFIG_DIR = "buildkit"
 _TRIES = 15
 #: what of a GitHub workflow goes into provenance
@@ -162,18 +163,29 @@ class DockerContainerDriver(BuildKitDriver):
                     "Privileged": True,
                     "Init": True,
                     "RestartPolicy": self._options.restart_policy(),
-                    "Mounts": [
-                        {"Type": "volume", "Source": f"{self._container}_state", "Target": _STATE_DIR}
-                    ],
+                    "Mounts": self._mounts(),
                     "NetworkMode": self._options.network,
                     **self._engine_settings(info),
                     **self._options.limits(),
                 },
             }
-            self._api.post(f"/containers/create?name={self._container}", settings)
+            if not self._api.create(self._container, settings):
+                return  # another build has just made it, and starts it
             files = {**self._files, **self._provenance_files()}
             self._api.put_archive(self._container, "/etc", _config_archive(files))
             self._start()
+
+    def _mounts(self) -> list[dict[str, Any]]:
+        mounts: list[dict[str, Any]] = [
+            {"Type": "volume", "Source": f"{self._container}_state", "Target": _STATE_DIR}
+        ]
+        local = self._endpoint.host.startswith(("unix://", "npipe://"))
+        if os.environ.get("WSL_DISTRO_NAME") and local and os.path.isdir(_WSL_LIBRARIES):
+            # Without them no GPU can be described to steps.
+            mounts.append(
+                {"Type": "bind", "Source": _WSL_LIBRARIES, "Target": _WSL_LIBRARIES, "ReadOnly": True}
+            )
+        return mounts
 
     def _pull(self, step: Step, image: str, cancel: CancelToken) -> bool:
         try:
@@ -226,10 +238,13 @@ class DockerContainerDriver(BuildKitDriver):
             if code == 0:
                 return
             found = self._inspect()
-            if found is None or not (found["State"]["Running"] or found["State"].get("Restarting")):
+            # What another build is making may not be visible yet.
+            state = found["State"] if found is not None else {"Status": "created"}
+            if not (state.get("Running") or state.get("Restarting") or state.get("Status") == "created"):
                 break  # it will not come back by itself
             cancel.sleep(attempt * 0.12)
-        step.log(self._api.logs(self._container))
+        if self._inspect() is not None:
+            step.log(self._api.logs(self._container))
         summary = f"the BuildKit daemon in {self._container} did not become ready"
         raise BuilderError(
             summary, detail=output.decode(errors="replace").strip(), hint="its log is shown above"

@@ -38,15 +38,20 @@ class EngineApi:
 
     def get(self, path: str) -> Any:
         """Return a resource; ``None`` when there is none."""
-        return self._json("GET", path, missing=True)
+        return self._json("GET", path, tolerated=404)
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """Make or change something; returns the answer's JSON."""
         return self._json("POST", path, body)
 
+    def create(self, container: str, settings: Mapping[str, Any]) -> bool:
+        """Create a container; false when there is one of that name by now."""
+        path = f"/containers/create?name={quote(container)}"
+        return self._json("POST", path, settings, tolerated=409) is not None
+
     def delete(self, path: str) -> None:
         """Remove something; what is gone already is fine."""
-        self._json("DELETE", path, missing=True)
+        self._json("DELETE", path, tolerated=404)
 
     def put_archive(self, container: str, folder: str, tar: bytes) -> None:
         """Unpack an archive in a container."""
@@ -94,10 +99,10 @@ class EngineApi:
         return ExecStream(upgrade(dial, f"/exec/{identity}/start", headers, body=body, name=name), identity)
 
     def _json(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, missing: bool = False
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, tolerated: int = 0
     ) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        raw = self._request(method, path, data, {"Content-Type": "application/json"}, missing=missing)
+        raw = self._request(method, path, data, {"Content-Type": "application/json"}, tolerated=tolerated)
         try:
             return json.loads(raw) if raw.strip() else None
         except ValueError as exc:
@@ -105,7 +110,7 @@ class EngineApi:
             raise BuilderError(summary) from exc
 
     def _request(
-        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], *, missing: bool = False
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str], *, tolerated: int = 0
     ) -> bytes:
         connection = connect(self._endpoint, timeout_s=_TIMEOUT_S)
         try:
@@ -116,7 +121,7 @@ class EngineApi:
             raise self._unreachable(exc) from exc
         finally:
             connection.close()
-        if response.status == 404 and missing:
+        if response.status == tolerated:
             return b""
         if response.status >= 400:
             raise self._refused(raw, response.status)
