@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from crossdock.image.platform import Platform
-    from crossdock.llb.policy import Policy
+    from crossdock.llb.policyrules import Policy
     from crossdock.secret import Secret
 
 __all__ = ["BuildRequest", "OutputSpec", "SecretSpec"]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from crossdock.cancel import CancelToken
     from crossdock.errors import CrossdockError
     from crossdock.llb import Definition
-    from crossdock.llb.policy import Policy
+    from crossdock.llb.policyrules import Policy
     from crossdock.progress import Event, EventSink
 
 __all__ = ["CacheEntry", "Export", "SolveOptions", "solve"]

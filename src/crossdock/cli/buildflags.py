@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from crossdock.builders.request import BuildRequest
     from crossdock.builders.result import BuildResult
-    from crossdock.llb.policy import Policy
+    from crossdock.llb.policyrules import Policy
 
 __all__ = ["display_mode", "print_warnings", "request_of", "warn_ignored", "write_files"]
 
@@ -207,7 +207,7 @@ def _source_policy() -> Policy | None:
     name = os.environ.get("EXPERIMENTAL_BUILDKIT_SOURCE_POLICY")
     if not name:
         return None
-    from crossdock.llb.policy import parse_policy
+    from crossdock.llb.policyrules import parse_policy
 
     try:
         data = Path(name).read_bytes()

@@ -11,7 +11,8 @@ from crossdock.buildkit.proto import gateway_pb2, ops_pb2, policysession_pb2
 from crossdock.buildkit.rpc.status import RpcError
 from crossdock.errors import SolveError
 from crossdock.llb.ops import SourceOp
-from crossdock.llb.policy import Action, Policy, PolicyDenied, SourcePolicies
+from crossdock.llb.policy import PolicyDenied, SourcePolicies
+from crossdock.llb.policyrules import Action, Policy
 from crossdock.server.clientcalls import unary_call
 from crossdock.server.results import platform_to_pb
 from crossdock.server.streams import session_failure

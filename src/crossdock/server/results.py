@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from crossdock.engine.cache.refs import Ref
     from crossdock.llb.graph import Output
-    from crossdock.llb.policy import Policy
+    from crossdock.llb.policyrules import Policy
     from crossdock.server.frontendattests import Given
 
 __all__ = [

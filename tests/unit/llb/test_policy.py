@@ -15,7 +15,8 @@ from crossdock.errors import SolveError, UsageError
 from crossdock.image.platform import Platform
 from crossdock.llb.graph import Node, Output, walk
 from crossdock.llb.ops import ExecMeta, ExecOp, Mount, OpMetadata, SourceOp
-from crossdock.llb.policy import Policy, PolicyDenied, SourcePolicies, parse_policy
+from crossdock.llb.policy import PolicyDenied, SourcePolicies
+from crossdock.llb.policyrules import Policy, parse_policy
 from crossdock.llb.regex import LinearRegex, expand
 
 ALPINE = "docker-image://docker.io/library/alpine:latest"

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from crossdock.cancel import CancelToken
     from crossdock.errors import CrossdockError
     from crossdock.llb import Definition
-    from crossdock.llb.policy import Policy
+    from crossdock.llb.policyrules import Policy
     from crossdock.registry import Credentials
 
 __all__ = ["Logins", "Plan", "make_plan"]
