@@ -31,6 +31,8 @@ _log = logging.getLogger("crossdock.server.housekeeping")
 _SOON_S = 1.0
 _EVERY_S = 60.0
 _SELDOM_S = 3600.0
+#: seconds that stopping may take; a twentieth of it may go into writing to disk
+_STOPPING_S = 20.0
 #: seconds after a build by which the kernel has written most of what it left
 _SETTLED_S = 30.0
 
@@ -66,12 +68,16 @@ class Housekeeper:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """End it; a collection under way is given up. What is not on disk yet is written there."""
+        """End it; a collection under way is given up. What is not on disk yet is written there if that is quick."""
         self._cancel.cancel(Cancelled("the daemon is shutting down"))
         with self._changed:
             self._changed.notify_all()
         self._thread.join()
-        self._sync()
+        if self._unsynced:
+            try:
+                sync_when_cheap(self._store, _STOPPING_S)
+            except CrossdockError as exc:
+                _log.warning("at the end: %s", exc.summary)
 
     def _run(self) -> None:
         while self._wait():
