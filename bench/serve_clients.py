@@ -72,6 +72,15 @@ class Daemon:
                 total += int(fields.split("Pss:")[1].split()[0])
         return total / 1024
 
+    def cpu_s(self) -> float:
+        """CPU seconds of the daemon's processes, and of those below them that have ended."""
+        ticks = 0
+        for pid in tree(self.process.pid):
+            with contextlib.suppress(OSError):
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                ticks += sum(map(int, fields[11:15]))
+        return ticks / os.sysconf("SC_CLK_TCK")
+
     def stop(self) -> None:
         self.process.stop()
 
@@ -159,15 +168,22 @@ def main() -> None:
 
         def timed(title: str, measure: Callable[[Daemon, int], float], runs: int = options.runs) -> None:
             results: dict[str, list[float]] = {d.name: [] for d in everyone}
+            cpu: dict[str, list[float]] = {d.name: [] for d in everyone}
             for run in range(runs):
                 for daemon in everyone if run % 2 == 0 else reversed(everyone):
+                    os.sync()  # what one leaves unwritten must not slow the next
+                    before = daemon.cpu_s()
                     results[daemon.name].append(measure(daemon, run))
-            rows[title] = [f"{statistics.median(r):.2f} s" for r in results.values()]
+                    cpu[daemon.name].append(daemon.cpu_s() - before)
+            middle = statistics.median
+            rows[title] = [
+                f"{middle(took):.2f} s, CPU {middle(cpu[name]):.2f} s" for name, took in results.items()
+            ]
 
         rows["idle memory"] = [f"{d.resident_mb():.0f} MB" for d in everyone]
-        context = write_context(folder / "many", options.files)
-        timed("large context, first time", lambda d, _: d.build("--no-cache", context), runs=1)
-        timed("large context, unchanged", lambda d, _: d.build(context))
+        contexts = [write_context(folder / f"many{n}", options.files) for n in range(options.runs)]
+        timed("large context, first time", lambda d, run: d.build("--no-cache", contexts[run]))
+        timed("large context, unchanged", lambda d, _: d.build(contexts[-1]))
         small = demo(folder / "demo", base)
 
         def cached(daemon: Daemon, _run: int) -> float:
