@@ -24,11 +24,13 @@ if TYPE_CHECKING:
         WorkerInfo,
     )
     from crossdock.buildkit.engine import EngineDialer, unix_dialer
-    from crossdock.buildkit.gateway import Gateway, GatewayResult, ResolvedImage
+    from crossdock.buildkit.gateway import FileStat, Gateway, GatewayResult, ResolvedImage, SourceMeta
+    from crossdock.buildkit.gatewayrun import GatewayContainer
     from crossdock.buildkit.history import (
         HistoryRecord,
         delete_record,
         finalize_record,
+        has_blob,
         pin_record,
         read_blob,
         record_events,
@@ -49,9 +51,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "client": ("Client", "GcPolicy", "UsageRecord", "VersionInfo", "WorkerInfo"),
     "engine": ("EngineDialer", "unix_dialer"),
-    "gateway": ("Gateway", "GatewayResult", "ResolvedImage"),
+    "gateway": ("FileStat", "Gateway", "GatewayResult", "ResolvedImage", "SourceMeta"),
+    "gatewayrun": ("GatewayContainer",),
     "history": (
-        *("HistoryRecord", "delete_record", "finalize_record", "pin_record"),
+        *("HistoryRecord", "delete_record", "finalize_record", "has_blob", "pin_record"),
         *("read_blob", "record_events"),
     ),
     "session.auth": ("Auth",),
@@ -79,8 +82,10 @@ __all__ = [
     "EngineDialer",
     "Export",
     "FileSend",
+    "FileStat",
     "FileSync",
     "Gateway",
+    "GatewayContainer",
     "GatewayResult",
     "GcPolicy",
     "HistoryRecord",
@@ -90,6 +95,7 @@ __all__ = [
     "Secrets",
     "Session",
     "SolveOptions",
+    "SourceMeta",
     "SshForward",
     "StreamTarget",
     "TlsOptions",
@@ -99,6 +105,7 @@ __all__ = [
     "WorkerInfo",
     "delete_record",
     "finalize_record",
+    "has_blob",
     "pin_record",
     "read_blob",
     "record_events",

@@ -11,18 +11,20 @@ from typing import TYPE_CHECKING, Any
 from crossdock.buildkit.details import error_from_rpc
 from crossdock.buildkit.proto import gateway_pb2, ops_pb2
 from crossdock.buildkit.rpc.status import RpcError
+from crossdock.buildkit.session.tree import posix_mode
 from crossdock.record import Record, field
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from crossdock.buildkit.rpc.channel import Channel
+    from crossdock.buildkit.gatewayrun import GatewayContainer
+    from crossdock.buildkit.rpc.channel import Call, Channel
     from crossdock.buildkit.solve import CacheEntry
     from crossdock.cancel import CancelToken
     from crossdock.image import Platform
     from crossdock.llb import Definition
 
-__all__ = ["Gateway", "GatewayResult", "ResolvedImage"]
+__all__ = ["FileStat", "Gateway", "GatewayResult", "ResolvedImage", "SourceMeta"]
 
 _BRIDGE = "/moby.buildkit.v1.frontend.LLBBridge/"
 #: seconds until the daemon must know the build
@@ -45,6 +47,38 @@ class GatewayResult(Record):
     metadata: Mapping[str, bytes] = field(hash=False)
     #: the message itself, to be handed to :meth:`Gateway.finish`
     raw: Any = field(repr=False, hash=False)
+
+
+class FileStat(Record):
+    """A file of a result."""
+
+    path: str
+    #: permission bits, set-id and sticky included
+    mode: int
+    is_dir: bool
+    uid: int
+    gid: int
+    size: int
+    mtime_ns: int
+    #: target of a symbolic link
+    linkname: str
+
+
+class SourceMeta(Record):
+    """A source resolved by the daemon; fields of other kinds of sources are empty."""
+
+    identifier: str
+    attrs: Mapping[str, str] = field(hash=False)
+    #: of an image
+    image_digest: str = ""
+    image_config: bytes = b""
+    #: of Git: what the ref points to, the whole ref, the commit behind a tag
+    git_checksum: str = ""
+    git_ref: str = ""
+    git_commit: str = ""
+    #: of HTTP
+    http_checksum: str = ""
+    http_filename: str = ""
 
 
 class Gateway:
@@ -114,7 +148,7 @@ class Gateway:
             request.Definition.CopyFrom(_message(definition))
         for name, value in (inputs or {}).items():
             request.FrontendInputs[name].CopyFrom(_message(value))
-        result = self._call("Solve", request, "solving").result
+        result = self.call("Solve", request, "solving").result
         refs = {k: v.id for k, v in result.refs.refs.items()} or dict(result.refsDeprecated.refs)
         if not refs and (only := result.ref.id or result.refDeprecated):
             refs = {"": only}
@@ -126,23 +160,101 @@ class Gateway:
         """Resolve an image reference on the daemon."""
         request = gateway_pb2.ResolveImageConfigRequest(Ref=ref, ResolveMode=mode, LogName=log_name)
         if platform is not None:
-            request.Platform.CopyFrom(
-                ops_pb2.Platform(OS=platform.os, Architecture=platform.architecture, Variant=platform.variant)
-            )
-        got = self._call("ResolveImageConfig", request, f"resolving {ref}")
+            request.Platform.CopyFrom(_platform(platform))
+        got = self.call("ResolveImageConfig", request, f"resolving {ref}")
         return ResolvedImage(ref=got.Ref or ref, digest=got.Digest, config=got.Config)
+
+    def resolve_source_meta(
+        self,
+        identifier: str,
+        *,
+        attrs: Mapping[str, str] | None = None,
+        platform: Platform | None = None,
+        mode: str = "default",
+        log_name: str = "",
+    ) -> SourceMeta:
+        """Resolve a source (``docker-image://…``, ``git://…``, ``https://…``) on the daemon; needs v0.12, HTTP v0.14.
+
+        Raises: RemoteError with the code UNIMPLEMENTED from older ones.
+        """
+        request = gateway_pb2.ResolveSourceMetaRequest(
+            Source=ops_pb2.SourceOp(identifier=identifier, attrs=dict(attrs or {})),
+            ResolveMode=mode,
+            LogName=log_name,
+        )
+        if platform is not None:
+            request.Platform.CopyFrom(_platform(platform))
+        got = self.call("ResolveSourceMeta", request, f"resolving {identifier}")
+        return SourceMeta(
+            identifier=got.Source.identifier,
+            attrs=dict(got.Source.attrs),
+            image_digest=got.Image.Digest,
+            image_config=got.Image.Config,
+            git_checksum=got.Git.Checksum,
+            git_ref=got.Git.Ref,
+            git_commit=got.Git.CommitChecksum,
+            http_checksum=got.HTTP.Checksum,
+            http_filename=got.HTTP.Filename,
+        )
+
+    def evaluate(self, ref: str) -> None:
+        """Have a result made now, which is otherwise made when something needs it."""
+        self.call("Evaluate", gateway_pb2.EvaluateRequest(Ref=ref), "evaluating a result")
+
+    def read_dir(self, ref: str, path: str, *, pattern: str = "") -> tuple[FileStat, ...]:
+        """Return the entries of a directory of a result, those that match ``pattern``."""
+        request = gateway_pb2.ReadDirRequest(Ref=ref, DirPath=path, IncludePattern=pattern)
+        return tuple(map(_file_stat, self.call("ReadDir", request, f"reading {path}").entries))
+
+    def stat_file(self, ref: str, path: str) -> FileStat:
+        """Return what a file of a result is."""
+        request = gateway_pb2.StatFileRequest(Ref=ref, Path=path)
+        return _file_stat(self.call("StatFile", request, f"looking at {path}").stat)
+
+    def inputs(self) -> dict[str, bytes]:
+        """Return the definitions that the build was given, encoded, by name."""
+        got = self.call("Inputs", gateway_pb2.InputsRequest(), "asking for inputs").Definitions
+        return {name: value.SerializeToString(deterministic=True) for name, value in got.items()}
+
+    def warn(
+        self, vertex: str, short: str, *, detail: Sequence[str] = (), url: str = "", level: int = 1
+    ) -> None:
+        """Attach a warning to a step."""
+        request = gateway_pb2.WarnRequest(
+            digest=vertex,
+            level=level,
+            short=short.encode(),
+            detail=[line.encode() for line in detail],
+            url=url,
+        )
+        self.call("Warn", request, "warning")
+
+    def container(self, ref: str, **settings: Any) -> GatewayContainer:
+        """Begin a container over a result; see :class:`crossdock.buildkit.gatewayrun.GatewayContainer`."""
+        from crossdock.buildkit.gatewayrun import GatewayContainer
+
+        return GatewayContainer(self, ref, **settings)
+
+    def start(self, method: str) -> Call:
+        """Begin a call of the gateway whose messages the caller sends. Raises: as the channel."""
+        return self._channel.start(f"{_BRIDGE}{method}", metadata=self._metadata)
+
+    @property
+    def cancel(self) -> CancelToken:
+        """The token of the build."""
+        return self._cancel
 
     def read_file(self, ref: str, path: str, *, offset: int = 0, length: int = 0) -> bytes:
         """Read a file of a result; ``length`` 0 reads to the end."""
         request = gateway_pb2.ReadFileRequest(Ref=ref, FilePath=path)
         if offset or length:
             request.Range.CopyFrom(gateway_pb2.FileRange(Offset=offset, Length=length))
-        return bytes(self._call("ReadFile", request, f"reading {path}").Data)
+        return bytes(self.call("ReadFile", request, f"reading {path}").Data)
 
     def finish(self, result: GatewayResult | None) -> None:
         """Hand the final result to the controller, which then exports it; ``None`` = an empty result."""
         raw = result.raw if result is not None else gateway_pb2.Result()
-        self._call("Return", gateway_pb2.ReturnRequest(result=raw), "returning the result")
+        self.call("Return", gateway_pb2.ReturnRequest(result=raw), "returning the result")
 
     def fail(self, error: RpcError) -> None:
         """Tell the controller that the build failed, and why; its own answer then says the same."""
@@ -151,9 +263,10 @@ class Gateway:
         status = Status.FromString(error.details) if error.details else Status()
         if not status.code:
             status.code, status.message = error.number, error.message
-        self._call("Return", gateway_pb2.ReturnRequest(error=status), "returning the error")
+        self.call("Return", gateway_pb2.ReturnRequest(error=status), "returning the error")
 
-    def _call(self, method: str, request: Any, what: str) -> Any:
+    def call(self, method: str, request: Any, what: str) -> Any:
+        """Make a call and return its answer. Raises: what the daemon reports."""
         response = getattr(gateway_pb2, f"{method}Response")
         try:
             call = self._channel.unary_call(f"{_BRIDGE}{method}", request, metadata=self._metadata)
@@ -162,6 +275,23 @@ class Gateway:
         except RpcError as exc:
             self._cancel.check()
             raise error_from_rpc(exc, what) from exc
+
+
+def _platform(platform: Platform) -> ops_pb2.Platform:
+    return ops_pb2.Platform(OS=platform.os, Architecture=platform.architecture, Variant=platform.variant)
+
+
+def _file_stat(stat: Any) -> FileStat:
+    return FileStat(
+        path=stat.path,
+        mode=posix_mode(stat.mode),
+        is_dir=bool(stat.mode & 1 << 31),
+        uid=stat.uid,
+        gid=stat.gid,
+        size=stat.size,
+        mtime_ns=stat.modTime,
+        linkname=stat.linkname,
+    )
 
 
 def _message(definition: Definition) -> ops_pb2.Definition:
