@@ -96,9 +96,9 @@ def test_processes_run_over_a_result(run: Run) -> None:
                 ["/bin/sh", "-c", script], env=["X=words", "PATH=/bin"], stdin=[b"in", b"put\n"], output=note
             )
             assert code == 7
-        with gateway.container(ref) as container:
+        with gateway.container(ref, network="none") as container:
             assert container.run(["/bin/true"]) == 0
-        with gateway.container(ref) as container:
+        with gateway.container(ref, network="none") as container:
             assert container.run(["/bin/none"]) != 0
 
     run(frontend)
