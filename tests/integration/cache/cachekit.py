@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from support.cli import Crossdock, Ran
@@ -24,6 +25,39 @@ FROM {base}
 COPY --from=build /built /built
 COPY b.txt /b.txt
 """
+
+
+def contexts(folder: Path, base: str, names: str) -> list[Path]:
+    """Contexts of :data:`CONTEXT` that have nothing but the base in common, one for each letter of ``names``."""
+    made = []
+    for name in names:
+        context = folder / f"context-{name}"
+        context.mkdir()
+        (context / "Dockerfile").write_text(CONTEXT.format(base=base))
+        (context / "a.txt").write_text(name)
+        (context / "b.txt").write_text(name)
+        made.append(context)
+    return made
+
+
+def all_at_once(work: Callable[..., object], jobs: Iterable[Sequence[object]]) -> None:
+    """Call ``work`` with each of ``jobs``, in a thread each. Raises: the first failure."""
+    errors: list[BaseException] = []
+
+    def run(arguments: Sequence[object]) -> None:
+        try:
+            work(*arguments)
+        except BaseException as exc:  # noqa: BLE001 -- raised in the test's thread
+            errors.append(exc)
+
+    threads = [threading.Thread(target=run, args=(job,)) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+
 
 _STEP = re.compile(r"^#(\d+) \[.*?\d+/\d+\] (.+)$")
 _CACHED = re.compile(r"^#(\d+) CACHED$")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import objectstores
-from integration.cache.cachekit import CONTEXT, Builder, steps_run
+from integration.cache.cachekit import Builder, all_at_once, contexts, steps_run
 from integration.cache.ghaserver import SECRET, ActionsCacheServer, runtime_token
 
 if TYPE_CHECKING:
@@ -116,23 +115,9 @@ def test_a_place_with_nothing_in_it_is_a_warning(builder: Builder, context: Path
 def test_builds_at_once_keep_each_others_results(
     builder: Builder, base: BaseImages, cache: str, tmp_path: Path
 ) -> None:
-    contexts = []
-    for name in ("x", "y", "z"):
-        folder = tmp_path / f"context-{name}"
-        folder.mkdir()
-        (folder / "Dockerfile").write_text(CONTEXT.format(base=base.index))
-        (folder / "a.txt").write_text(name)
-        (folder / "b.txt").write_text(name)
-        contexts.append(folder)
-    threads = [
-        threading.Thread(target=builder, args=(f.name, f, "--cache-to", f"{cache},mode=max"))
-        for f in contexts
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for number, folder in enumerate(contexts):
+    folders = contexts(tmp_path, base.index, "xyz")
+    all_at_once(builder, [(f.name, f, "--cache-to", f"{cache},mode=max") for f in folders])
+    for number, folder in enumerate(folders):
         assert steps_run(builder(f"fresh{number}", folder, "--cache-from", cache).err) == set()
 
 

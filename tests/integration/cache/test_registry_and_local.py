@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from integration.cache.cachekit import CONTEXT, Builder, steps_run, swap_diff_ids
+from integration.cache.cachekit import Builder, all_at_once, contexts, steps_run, swap_diff_ids
 from support.servers import skopeo
 
 if TYPE_CHECKING:
@@ -206,23 +205,9 @@ class TestMerging:
         self, builder: Builder, base: BaseImages, place: tuple[str, str], tmp_path: Path
     ) -> None:
         to, source = place
-        contexts = []
-        for name in ("x", "y", "z", "w"):
-            folder = tmp_path / f"context-{name}"
-            folder.mkdir()
-            (folder / "Dockerfile").write_text(CONTEXT.format(base=base.index))
-            (folder / "a.txt").write_text(name)
-            (folder / "b.txt").write_text(name)
-            contexts.append(folder)
-        threads = [
-            threading.Thread(target=builder, args=(f.name, f, "--cache-to", f"{to},mode=max"))
-            for f in contexts
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for number, folder in enumerate(contexts):
+        folders = contexts(tmp_path, base.index, "xyzw")
+        all_at_once(builder, [(f.name, f, "--cache-to", f"{to},mode=max") for f in folders])
+        for number, folder in enumerate(folders):
             assert steps_run(builder(f"fresh{number}", folder, "--cache-from", source).err) == set()
 
     def test_what_a_local_cache_no_longer_lists_goes_when_it_is_old(
@@ -252,25 +237,14 @@ class TestMerging:
     ) -> None:
         """Each removes what no index lists: also what another one has just written and not listed yet."""
         where = tmp_path / "cache"
-        contexts = []
-        for name in ("x", "y", "z", "w"):
-            folder = tmp_path / f"context-{name}"
-            folder.mkdir()
-            (folder / "Dockerfile").write_text(CONTEXT.format(base=base.index))
-            (folder / "a.txt").write_text(name)
-            (folder / "b.txt").write_text(name)
-            contexts.append(folder)
+        folders = contexts(tmp_path, base.index, "xyzw")
         option = f"type=local,dest={where},mode=max,reset=true"
-        threads = [threading.Thread(target=builder, args=(f.name, f, "--cache-to", option)) for f in contexts]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        all_at_once(builder, [(f.name, f, "--cache-to", option) for f in folders])
         listed = json.loads((where / "index.json").read_text())["manifests"][0]["digest"]
         manifest = json.loads((where / "blobs/sha256" / listed[7:]).read_text())
         for layer in manifest["layers"]:
             assert (where / "blobs/sha256" / layer["digest"][7:]).stat().st_size == layer["size"]
-        for number, folder in enumerate(contexts):
+        for number, folder in enumerate(folders):
             done = builder(f"fresh{number}", folder, "--cache-from", f"type=local,src={where}")
             assert steps_run(done.err) == set()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from integration.cache.cachekit import CONTEXT, Builder, steps_run
+from integration.cache.cachekit import Builder, all_at_once, contexts, steps_run
 from support.httprelay import Answer, HttpRelay, Seen
 
 if TYPE_CHECKING:
@@ -35,57 +35,36 @@ def relay(registry: services.Registry) -> Iterator[Callable[..., HttpRelay]]:
 
 
 @pytest.fixture
-def contexts(tmp_path: Path, base: BaseImages) -> list[Path]:
-    made = []
-    for name in ("x", "y", "z", "w", "v", "u"):
-        folder = tmp_path / f"context-{name}"
-        folder.mkdir()
-        (folder / "Dockerfile").write_text(CONTEXT.format(base=base.index))
-        (folder / "a.txt").write_text(name)
-        (folder / "b.txt").write_text(name)
-        made.append(folder)
-    return made
+def folders(tmp_path: Path, base: BaseImages) -> list[Path]:
+    return contexts(tmp_path, base.index, "xyzwvu")
 
 
-def at_once(builder: Builder, jobs: list[tuple[Path, str]]) -> list[str]:
-    """Build each context with a store of its own and export to its reference; returns what they printed."""
-    said: dict[int, str] = {}
-    errors: list[BaseException] = []
+def at_once(builder: Builder, jobs: list[tuple[Path, str]]) -> None:
+    """Build each context with a store of its own and export to its reference."""
 
-    def run(number: int, folder: Path, ref: str) -> None:
-        try:
-            done = builder(f"m{number}", folder, "--cache-to", f"type=registry,ref={ref},mode=max")
-            said[number] = done.err
-        except BaseException as exc:  # noqa: BLE001 -- raised in the test's thread
-            errors.append(exc)
+    def run(folder: Path, ref: str) -> None:
+        builder(folder.name, folder, "--cache-to", f"type=registry,ref={ref},mode=max")
 
-    threads = [threading.Thread(target=run, args=(n, *job)) for n, job in enumerate(jobs)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-    return [said[number] for number in sorted(said)]
+    all_at_once(run, jobs)
 
 
 def is_put_of_tag(seen: Seen) -> bool:
     return seen.method == "PUT" and seen.path.endswith("/manifests/cache")
 
 
-def all_found(builder: Builder, contexts: list[Path], ref: str) -> None:
-    for number, folder in enumerate(contexts):
+def all_found(builder: Builder, folders: list[Path], ref: str) -> None:
+    for number, folder in enumerate(folders):
         done = builder(f"fresh{number}", folder, "--cache-from", ref)
         assert steps_run(done.err) == set(), folder.name
 
 
-def test_six_machines_at_once(builder: Builder, contexts: list[Path], repository: str) -> None:
-    at_once(builder, [(folder, f"{repository}:cache") for folder in contexts])
-    all_found(builder, contexts, f"{repository}:cache")
+def test_six_machines_at_once(builder: Builder, folders: list[Path], repository: str) -> None:
+    at_once(builder, [(folder, f"{repository}:cache") for folder in folders])
+    all_found(builder, folders, f"{repository}:cache")
 
 
 def test_two_machines_that_look_before_either_writes(
-    builder: Builder, contexts: list[Path], repository: str, relay: Callable[..., HttpRelay]
+    builder: Builder, folders: list[Path], repository: str, relay: Callable[..., HttpRelay]
 ) -> None:
     """Both have seen the same state when the first of them writes."""
     both = threading.Barrier(2)
@@ -97,15 +76,15 @@ def test_two_machines_that_look_before_either_writes(
             both.wait(60)
 
     path = repository.partition("/")[2]
-    builder("first", contexts[2], "--cache-to", f"type=registry,ref={repository}:cache,mode=max")
+    builder("first", folders[2], "--cache-to", f"type=registry,ref={repository}:cache,mode=max")
     ways = [relay(before=meet), relay(before=meet)]
-    at_once(builder, [(contexts[n], f"{ways[n].host}/{path}:cache") for n in (0, 1)])
+    at_once(builder, [(folders[n], f"{ways[n].host}/{path}:cache") for n in (0, 1)])
     assert len(met) == 2
-    all_found(builder, contexts[:3], f"{repository}:cache")
+    all_found(builder, folders[:3], f"{repository}:cache")
 
 
 def test_a_slow_way_gives_others_more_time(
-    builder: Builder, contexts: list[Path], repository: str, relay: Callable[..., HttpRelay]
+    builder: Builder, folders: list[Path], repository: str, relay: Callable[..., HttpRelay]
 ) -> None:
     """The second machine writes more than a second after it looked: the first still sees that it was overwritten."""
     first_wrote = threading.Event()
@@ -125,12 +104,12 @@ def test_a_slow_way_gives_others_more_time(
 
     path = repository.partition("/")[2]
     ways = [relay(before=first), relay(before=second)]
-    at_once(builder, [(contexts[n], f"{ways[n].host}/{path}:cache") for n in (0, 1)])
-    all_found(builder, contexts[:2], f"{repository}:cache")
+    at_once(builder, [(folders[n], f"{ways[n].host}/{path}:cache") for n in (0, 1)])
+    all_found(builder, folders[:2], f"{repository}:cache")
 
 
 def test_a_registry_that_knows_conditions_loses_nothing_however_slow(
-    builder: Builder, contexts: list[Path], repository: str, relay: Callable[..., HttpRelay]
+    builder: Builder, folders: list[Path], repository: str, relay: Callable[..., HttpRelay]
 ) -> None:
     """One machine stands still between its look and its write, for longer than the other takes for everything."""
     other_done = threading.Event()
@@ -142,32 +121,32 @@ def test_a_registry_that_knows_conditions_loses_nothing_however_slow(
             assert other_done.wait(60)
 
     path = repository.partition("/")[2]
-    builder("first", contexts[2], "--cache-to", f"type=registry,ref={repository}:cache,mode=max")
+    builder("first", folders[2], "--cache-to", f"type=registry,ref={repository}:cache,mode=max")
     slow = relay(before=stands_still, conditions=True)
-    thread = threading.Thread(target=at_once, args=(builder, [(contexts[0], f"{slow.host}/{path}:cache")]))
+    thread = threading.Thread(target=at_once, args=(builder, [(folders[0], f"{slow.host}/{path}:cache")]))
     thread.start()
     assert stopped.wait(60)
-    builder("other", contexts[1], "--cache-to", f"type=registry,ref={repository}:cache,mode=max")
+    builder("other", folders[1], "--cache-to", f"type=registry,ref={repository}:cache,mode=max")
     other_done.set()
     thread.join()
     assert 412 in slow.statuses
-    all_found(builder, contexts[:3], f"{repository}:cache")
+    all_found(builder, folders[:3], f"{repository}:cache")
 
 
 def test_a_registry_that_never_recognises_its_own_tags_is_written_to(
-    builder: Builder, contexts: list[Path], repository: str, relay: Callable[..., HttpRelay]
+    builder: Builder, folders: list[Path], repository: str, relay: Callable[..., HttpRelay]
 ) -> None:
     path = repository.partition("/")[2]
-    builder("first", contexts[0], "--cache-to", f"type=registry,ref={repository}:cache,mode=max")
+    builder("first", folders[0], "--cache-to", f"type=registry,ref={repository}:cache,mode=max")
     wrong = relay(conditions=True, never_matches=True)
-    builder("second", contexts[1], "--cache-to", f"type=registry,ref={wrong.host}/{path}:cache,mode=max")
+    builder("second", folders[1], "--cache-to", f"type=registry,ref={wrong.host}/{path}:cache,mode=max")
     assert 412 in wrong.statuses
-    all_found(builder, contexts[:2], f"{repository}:cache")
+    all_found(builder, folders[:2], f"{repository}:cache")
 
 
 @pytest.mark.slow
 def test_a_reference_that_others_keep_writing_is_a_warning(
-    builder: Builder, contexts: list[Path], repository: str, relay: Callable[..., HttpRelay]
+    builder: Builder, folders: list[Path], repository: str, relay: Callable[..., HttpRelay]
 ) -> None:
     """The build itself is done; its layers are there."""
 
@@ -177,9 +156,7 @@ def test_a_reference_that_others_keep_writing_is_a_warning(
         return answer
 
     path = repository.partition("/")[2]
-    builder("first", contexts[0], "--cache-to", f"type=registry,ref={repository}:cache,mode=max")
+    builder("first", folders[0], "--cache-to", f"type=registry,ref={repository}:cache,mode=max")
     busy = relay(change=moved)
-    done = builder(
-        "second", contexts[1], "--cache-to", f"type=registry,ref={busy.host}/{path}:cache,mode=max"
-    )
+    done = builder("second", folders[1], "--cache-to", f"type=registry,ref={busy.host}/{path}:cache,mode=max")
     assert "kept writing to" in done.err

@@ -142,7 +142,7 @@ def test_a_store_on_an_overlay_is_copied_and_the_images_keep_their_deletions(
             "fuse-overlayfs -o lowerdir=l/l,upperdir=l/u,workdir=l/w m 2>/dev/null",
             "keeps no overlayfs marks",
         ),
-        ("mkdir m; mount -t tmpfs tmpfs m; mount -o remount,ro m", "read-only file system"),
+        ("mkdir m; mount -t tmpfs -o ro tmpfs m", "read-only file system"),
         ("mkdir m; mount -t tmpfs -o nr_inodes=12 tmpfs m", "no space left on device"),
         ("mkdir m; echo mine > m/store", "not a Crossdock store"),
         ("mkdir -p m/store; echo mine > m/store/file", "not a Crossdock store"),
@@ -164,7 +164,7 @@ def test_a_store_that_became_read_only_is_refused(place: Place) -> None:
     said = place.run(TMPFS, place.build(), "du")
     assert said.count("exit 0") == 2
     remounted = place.run(
-        f"{TMPFS}; {PROGRAM} {place.build()} 2>/dev/null; mount -o remount,ro m",
+        f"{TMPFS}; {PROGRAM} {place.build()} 2>/dev/null; mount -o remount,bind,ro m",
         place.build(),
         "du",
         "prune -f",

@@ -23,8 +23,8 @@ def fill(root: Path, cancel: CancelToken) -> None:
             deep = new.fs / "/".join("abcdefgh")
             deep.mkdir(parents=True)
             (deep / "file").write_bytes(b"x")
-            deep.chmod(0)
             store.records.save("c", [(new.commit(),)], lease=lease)
+            deep.chmod(0)
         store.content.put_bytes(b"blob", lease)
         with store.mounts.use(lease, name="m", sharing="shared", cancel=cancel) as path:
             (path / "kept").write_bytes(b"x")
