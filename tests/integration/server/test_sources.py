@@ -17,7 +17,20 @@ import pytest
 from crossdock.buildkit.proto import gateway_pb2, ops_pb2, policy_pb2
 from crossdock.llb.codec import encode_definition, marshal
 from crossdock.llb.graph import Node, Output
-from crossdock.llb.ops import BuildOp, FileAction, FileActionMkFile, FileOp, SourceOp
+from crossdock.llb.ops import (
+    BuildOp,
+    DiffOp,
+    ExecMeta,
+    ExecOp,
+    FileAction,
+    FileActionMkDir,
+    FileActionMkFile,
+    FileActionRm,
+    FileOp,
+    MergeOp,
+    Mount,
+    SourceOp,
+)
 from integration.server.plain import Build, Client, code, copied, definition, made_file, text
 from support.servers import skopeo
 
@@ -135,6 +148,58 @@ class TestBlobs:
         name = base.index.rpartition(":")[0]
         gone = Output(Node(SourceOp(f"docker-image+blob://{name}@sha256:{'0' * 64}")))
         assert "has no blob" in text(failed(build, gone))
+
+
+def changed(base: Output | None, *actions: Any) -> Output:
+    """A file system after actions, one after the other."""
+    inputs = [] if base is None else [base]
+    made = []
+    for number, action in enumerate(actions):
+        source = len(inputs) + number - 1
+        last = number == len(actions) - 1
+        made.append(FileAction(action=action, input=source, output=0 if last else -1))
+    return Output(Node(FileOp(tuple(made)), inputs))
+
+
+def merged(*outputs: Output) -> Output:
+    return Output(Node(MergeOp(tuple(range(len(outputs)))), list(outputs)))
+
+
+def difference(lower: Output, upper: Output) -> Output:
+    return Output(Node(DiffOp(lower=0, upper=1), [lower, upper]))
+
+
+def directory(path: str) -> FileActionMkDir:
+    return FileActionMkDir(path=path, make_parents=True)
+
+
+def a_file(path: str) -> FileActionMkFile:
+    return FileActionMkFile(path=path, data=path.encode())
+
+
+class TestMergeAndDiff:
+    """Results were compared with those of BuildKit for fifty graphs; these two differed once."""
+
+    def entries(self, build: Build, output: Output, path: str) -> list[str]:
+        request = gateway_pb2.ReadDirRequest(Ref=build.solved(output), DirPath=path)
+        return [entry.path for entry in build.call("ReadDir", request).entries]
+
+    def test_a_directory_made_anew_hides_only_what_it_replaced(self, build: Build) -> None:
+        before = changed(None, directory("/d"), a_file("/d/old"))
+        after = changed(before, FileActionRm(path="/d"), directory("/d"), a_file("/d/new"))
+        elsewhere = changed(None, directory("/d"), a_file("/d/other"), a_file("/d/old"))
+        assert self.entries(build, merged(elsewhere, difference(before, after)), "/d") == ["new", "other"]
+
+    def test_what_is_deleted_where_it_is_not_leaves_no_trace(self, build: Build, base: BaseImages) -> None:
+        before = changed(None, directory("/keep"), a_file("/keep/k"))
+        after = changed(before, FileActionRm(path="/keep/k"))
+        image = Output(Node(SourceOp(f"docker-image://{base.index}")))
+        output = merged(image, difference(before, after))
+        assert self.entries(build, output, "/keep") == []
+        meta = ExecMeta(args=("/bin/sh", "-ec", "ls -A /keep > /seen; rm -r /keep"), cwd="/")
+        step = Output(Node(ExecOp(meta=meta, mounts=(Mount(dest="/", input=0, output=0),)), [output]))
+        assert read(build, step, "/seen") == b""
+        assert "keep" not in self.entries(build, step, "/")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from crossdock.engine.ops.execop import ExecSolverOp
 from crossdock.engine.ops.masking import LogTail, Masker
-from crossdock.errors import NotSupported, SolveError
+from crossdock.errors import SolveError
 from crossdock.image.platform import parse_platform
 from crossdock.llb.graph import Node, Output
 from crossdock.llb.ops import (
@@ -53,7 +53,7 @@ def made(
 ) -> Any:
     sources = [Output(Node(SourceOp(f"docker-image://x{n}"))) for n in range(inputs)]
     node = Node(op, sources, platform=parse_platform(platform), metadata=metadata or OpMetadata())
-    env: Any = SimpleNamespace(allow=frozenset(allow), platform=parse_platform("linux/amd64"))
+    env: Any = SimpleNamespace(allow=frozenset(allow), platform=parse_platform("linux/amd64"), devices=None)
     return ExecSolverOp(node, env)
 
 
@@ -161,7 +161,7 @@ REFUSED = {
     "no root": (replace(OP, mounts=(Mount(dest="/x", input=0),)), SolveError, "no root file system"),
     "host network": (replace(OP, network=NetMode.HOST), SolveError, "network.host is not allowed"),
     "insecure": (replace(OP, security=SecurityMode.INSECURE), SolveError, "security.insecure is not allowed"),
-    "devices": (replace(OP, cdi_devices=(CdiDevice("v/c=d"),)), NotSupported, "v/c=d"),
+    "devices": (replace(OP, cdi_devices=(CdiDevice("v/c=d"),)), SolveError, 'device "v/c=d" is not'),
 }
 
 
