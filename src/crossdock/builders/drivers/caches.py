@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crossdock.builders.values import is_true
 from crossdock.buildkit.session.layout import LayoutStore
 from crossdock.buildkit.solve import CacheEntry
 from crossdock.errors import ContextError, ExportError, UsageError
@@ -20,17 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["CachePlan", "plan_caches"]
 
-_OF_ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
-    "gha": {
-        "token": "ACTIONS_RUNTIME_TOKEN",
-        "url": "ACTIONS_CACHE_URL",
-        "url_v2": "ACTIONS_RESULTS_URL",
-    },
-    "s3": {
-        "access_key_id": "AWS_ACCESS_KEY_ID",
-        "secret_access_key": "AWS_SECRET_ACCESS_KEY",
-        "session_token": "AWS_SESSION_TOKEN",
-    },
+_AWS = {
+    "access_key_id": "AWS_ACCESS_KEY_ID",
+    "secret_access_key": "AWS_SECRET_ACCESS_KEY",
+    "session_token": "AWS_SESSION_TOKEN",
 }
 
 
@@ -103,13 +97,52 @@ def _directory(attrs: dict[str, str], key: str) -> Path:
 
 
 def _filled(kind: str, attrs: dict[str, str]) -> CacheEntry | None:
-    """Add what the environment holds; GitHub's cache does not exist outside its runners."""
-    for key, variable in _OF_ENVIRONMENT.get(kind, {}).items():
-        if key not in attrs and (value := os.environ.get(variable)):
-            attrs[key] = value
-    if kind == "gha" and ("token" not in attrs or not {"url", "url_v2"} & set(attrs)):
-        return None
+    """Add what this machine knows; GitHub's cache does not exist outside its runners."""
+    if kind == "s3":
+        _add_aws(attrs)
+    if kind == "gha":
+        _add_github(attrs, os.environ)
+        if not attrs.get("token") or not (attrs.get("url") or attrs.get("url_v2")):
+            return None
     return CacheEntry(type=kind, attrs=attrs)
+
+
+def _add_github(attrs: dict[str, str], environ: Mapping[str, str]) -> None:
+    version = attrs.get("version") or ("2" if is_true(environ.get("ACTIONS_CACHE_SERVICE_V2", "")) else "")
+    results = environ.get("ACTIONS_RESULTS_URL", "")
+    found = {
+        "token": environ.get("ACTIONS_RUNTIME_TOKEN", ""),
+        "url_v2": results if version == "2" else "",
+        "url": environ.get("ACTIONS_CACHE_URL", "") or results,
+    }
+    for key, value in found.items():
+        if value:
+            attrs.setdefault(key, value)
+
+
+def _add_aws(attrs: dict[str, str]) -> None:
+    """Add the credentials of the environment, else of the profile in AWS's file, unless a pair was given."""
+    if "access_key_id" in attrs and "secret_access_key" in attrs:
+        return
+    found = {key: os.environ.get(variable, "") for key, variable in _AWS.items()}
+    if not (found["access_key_id"] and found["secret_access_key"]):
+        found = _aws_profile()
+    for key, value in found.items():
+        if value:
+            attrs.setdefault(key, value)
+
+
+def _aws_profile() -> dict[str, str]:
+    import configparser
+
+    path = os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or os.path.expanduser("~/.aws/credentials")
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read(path)
+        section = parser[os.environ.get("AWS_PROFILE") or "default"]
+    except (KeyError, configparser.Error, OSError, UnicodeDecodeError):
+        return {}  # the daemon has, or wants, other ways
+    return {key: section.get(f"aws_{key}", "") for key in _AWS}
 
 
 def _digest(root: Path, tag: str) -> str:
