@@ -41,6 +41,8 @@ class Case:
     #: makes the context of one run
     context: Callable[[Bench], Path]
     output: str = "type=cacheonly"
+    #: run unless cases are named
+    usual: bool = True
 
 
 class Bench:
@@ -121,7 +123,8 @@ CASES = [
     Case(name="first", goal=1.2, context=Bench.renamed),
     Case(name="unchanged", goal=1.2, context=Bench.many),
     Case(name="local-200MB", goal=1.2, context=Bench.large, output="type=local,dest=OUT"),
-    Case(name="local-12000", goal=1.2, context=Bench.many, output="type=local,dest=OUT"),
+    # buildx (of 2026) received all files and then waited for ever
+    Case(name="local-12000", goal=1.2, context=Bench.many, output="type=local,dest=OUT", usual=False),
 ]
 
 
@@ -159,7 +162,7 @@ def main() -> int:
     parser.add_argument("--case", action="append", choices=[c.name for c in CASES])
     parser.add_argument("--runs", type=int, default=7)
     arguments = parser.parse_args()
-    chosen = [c for c in CASES if not arguments.case or c.name in arguments.case]
+    chosen = [c for c in CASES if (c.name in arguments.case if arguments.case else c.usual)]
     with tempfile.TemporaryDirectory(prefix="crossdock-bench-", dir="/var/tmp") as text:
         folder = Path(text)
         (folder / "daemon").mkdir()
