@@ -86,6 +86,17 @@ class Engine:
         """
         return Engine(self._options._replace(registry=registry), self.store, ExitStack(), self._shared)
 
+    def successor(self) -> Engine:
+        """Return an engine on the same store and sandbox which protects only what is touched through it.
+
+        For callers that are never without a solve at work: see :meth:`forget`. Close it before this one.
+        Raises: StoreError, StoreFull.
+        """
+        shared = self._shared.successor()
+        stack = ExitStack()
+        stack.callback(shared.close)
+        return Engine(self._options, self.store, stack, shared)
+
     def forget(self) -> None:
         """Let go of what past solves touched, so that it can be collected; does nothing while one is at work.
 

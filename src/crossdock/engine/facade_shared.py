@@ -36,7 +36,9 @@ _SETTLE_S = 15.0
 class Shared:
     """What all scopes of one engine have in common."""
 
-    def __init__(self, options: EngineOptions, store: Store) -> None:
+    def __init__(self, options: EngineOptions, store: Store, elder: Shared | None = None) -> None:
+        """``elder`` is whose sandbox and devices are used; it is closed later."""
+        self._elder = elder
         self._store = store
         self._options = options
         self._leases = ExitStack()
@@ -116,8 +118,14 @@ class Shared:
                 self._imported.use_lease(self.lease)
         old.close()
 
+    def successor(self) -> Shared:
+        """Return the same with a lease, a scheduler and imported caches of its own."""
+        return Shared(self._options, self._store, self if self._elder is None else self._elder)
+
     def sandbox(self) -> Sandbox:
         """Return the one sandbox; made at the first use."""
+        if self._elder is not None:
+            return self._elder.sandbox()
         with self._lock:
             if self._sandbox is None:
                 from crossdock.engine.sandbox.runtime import find_runtime
@@ -138,6 +146,8 @@ class Shared:
 
     def devices(self) -> DeviceRegistry:
         """Return the devices that are described for steps; read at the first use, and again when a file changed."""
+        if self._elder is not None:
+            return self._elder.devices()
         with self._lock:
             if self._devices is None:
                 from crossdock.engine.sandbox.cdi import CdiOptions, DeviceRegistry

@@ -25,6 +25,7 @@ from crossdock.server.workers import version_message
 
 if TYPE_CHECKING:
     from crossdock.buildkit.rpc.serve import Handler, ServerCall
+    from crossdock.engine.facade import Engine
     from crossdock.engine.store.usage import UsageRecord
     from crossdock.server.daemon import Daemon
 
@@ -51,7 +52,7 @@ class Control:
         """Run one build to its end."""
         daemon = self._daemon
         with answering():
-            job = daemon.jobs.add(lambda: self._job(request), request.Ref)
+            job = daemon.jobs.add(lambda engine: self._job(request, engine), request.Ref)
             call.on_gone(lambda: job.cancel.cancel(Cancelled()))
             record = daemon.history.begin(job)
             trace = daemon.traces.begin(next(iter(call.metadata("traceparent")), ""))
@@ -70,7 +71,7 @@ class Control:
                 daemon.housekeeper.built((time.time_ns() - job.created_ns) / 1e9)
             return control_pb2.SolveResponse(ExporterResponse=response)
 
-    def _job(self, request: control_pb2.SolveRequest) -> Job:
+    def _job(self, request: control_pb2.SolveRequest, engine: Engine) -> Job:
         daemon = self._daemon
         if request.CompatibilityVersion not in _COMPATIBLE:
             summary = f"compatibility version {request.CompatibilityVersion} is not supported"
@@ -82,7 +83,7 @@ class Control:
                 raise UsageError(summary, hint=f"start it with --allow-insecure-entitlement {name}")
         job = Job(
             request.Ref,
-            engine=daemon.engine,
+            engine=engine,
             sessions=daemon.sessions,
             session_id=request.Session,
             registry=daemon.registry,

@@ -27,6 +27,7 @@ from crossdock.server.clientcalls import ClientAgents, ClientCredentials, get_se
 from crossdock.server.clientstore import ClientLayouts
 from crossdock.server.containers import JobContainers
 from crossdock.server.failures import Missing
+from crossdock.server.generations import Generations
 from crossdock.server.locals import ClientDirectories
 from crossdock.server.options import FrontendRules
 from crossdock.server.policies import job_policies
@@ -83,6 +84,8 @@ class Job:
         self.created_ns = time.time_ns()
         self._registry = registry
         self._stack = ExitStack()
+        #: what it is a scope of
+        self.generation = engine
         self.engine = engine.scope(self._client)
         self._stack.callback(self.engine.close)
         self.directories = ClientDirectories(self.engine, sessions, session_id)
@@ -254,16 +257,18 @@ class Jobs:
     """The builds under way, by name."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self._generations = Generations(engine)
         # Guards what follows; notified when a job comes or goes.
         self._changed = threading.Condition()
         self._jobs: dict[str, Job] = {}
         #: builds just over, with when they ended: who asks for their progress may be a little late
         self._ended: dict[str, tuple[float, Job]] = {}
         self._closing = False
+        #: builds whose end is under way
+        self._leaving = 0
 
-    def add(self, make: Callable[[], Job], ref: str) -> Job:
-        """Announce a build. Raises: UsageError when one of that name is under way; Cancelled at the end."""
+    def add(self, make: Callable[[Engine], Job], ref: str) -> Job:
+        """Announce a build, made with the engine it is to use. Raises: UsageError when one of that name is under way; Cancelled at the end."""
         with self._changed:
             if self._closing:
                 summary = "the daemon is shutting down"
@@ -271,7 +276,12 @@ class Jobs:
             if not ref or ref in self._jobs:
                 summary = f"job ID {ref} exists" if ref else "the build has no reference"
                 raise UsageError(summary)
-            job = self._jobs[ref] = make()
+            engine = self._generations.enter()
+            try:
+                job = self._jobs[ref] = make(engine)
+            except BaseException:
+                self._generations.leave(engine)
+                raise
             self._changed.notify_all()
             return job
 
@@ -283,11 +293,15 @@ class Jobs:
                 now = time.monotonic()
                 kept = {r: e for r, e in self._ended.items() if now - e[0] < _KEPT_S}
                 self._ended = {**kept, job.ref: (now, job)}
+            self._leaving += 1
             self._changed.notify_all()
-        job.close()
-        with self._changed:
-            if not self._jobs:
-                self._engine.forget()
+        try:
+            job.close()
+            self._generations.leave(job.generation)
+        finally:
+            with self._changed:
+                self._leaving -= 1
+                self._changed.notify_all()
 
     def get(self, ref: str, *, active: Callable[[], bool], ended: bool = False) -> Job:
         """Return a build, waiting a few seconds for one that is about to be announced; with ``ended``, one just over too.
@@ -319,7 +333,10 @@ class Jobs:
             self._changed.notify_all()
             for job in self._jobs.values():
                 job.cancel.cancel(Cancelled("the daemon is shutting down"))
-            return self._changed.wait_for(lambda: not self._jobs, timeout_s)
+            ended = self._changed.wait_for(lambda: not self._jobs and not self._leaving, timeout_s)
+        if ended:
+            self._generations.close()
+        return ended
 
     def __iter__(self) -> Iterator[Job]:
         return iter(self.all())

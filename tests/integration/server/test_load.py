@@ -262,6 +262,49 @@ def test_a_disk_that_fills_up_fails_builds_and_not_the_server(crossdock: Crossdo
     assert outcome["after"] == "built"
 
 
+def test_what_old_builds_touched_can_be_collected_though_builds_never_pause(
+    crossdock: Crossdock, tmp_path: Path
+) -> None:
+    """The engine of a generation lasts half a second here, and one build is always at work."""
+    program = (
+        "import sys, crossdock.server.generations as g; g.GENERATION_S = 0.5\n"
+        "from crossdock.__main__ import main; sys.exit(main())"
+    )
+    path = tmp_path / "s.sock"
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "serve",
+        "--addr",
+        f"unix://{path}",
+        "--root",
+        str(crossdock.root),
+    ]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, env=crossdock.environment, stdout=log, stderr=log)
+    until(path.exists, "the server does not start")
+    client = Client(f"unix://{path}")
+    solves = [client.control.Solve.future(control_pb2.SolveRequest(Ref=new_id()), wait_for_ready=True)]
+    removed: set[str] = set()
+    for number in range(4):
+        time.sleep(0.6)
+        # The next one begins before the one before it ends.
+        solves.append(client.control.Solve.future(control_pb2.SolveRequest(Ref=new_id())))
+        client.solve(Definition=definition(made_file(b"build %d" % number)))
+        if number:
+            solves.pop(0).cancel()
+        gone = client.control.Prune(control_pb2.PruneRequest(all=True), timeout=30)
+        removed |= {record.Description for record in gone}
+    assert "file operation" in removed
+    for solve in solves:
+        solve.cancel()
+    client.channel.close()
+    process.terminate()
+    assert process.wait(60) == 0
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
 class TestServiceManager:
     def test_it_is_ready_and_stopping_while_a_build_is_ended(
         self, tmp_path: Path, crossdock: Crossdock
