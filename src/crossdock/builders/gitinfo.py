@@ -6,8 +6,6 @@ Spec: docker/buildx ``build/git.go``; environment ``BUILDX_GIT_INFO``, ``BUILDX_
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from typing import TYPE_CHECKING
 
 from crossdock.errors import ContextError
@@ -34,10 +32,10 @@ def git_attributes(directories: Mapping[str, Path], cancel: CancelToken) -> dict
 
     Raises: the token's cause.
     """
-    if os.environ.get("BUILDX_GIT_INFO", "") in _FALSE or shutil.which("git") is None:
+    context = os.path.realpath(directories["context"])
+    if os.environ.get("BUILDX_GIT_INFO", "") in _FALSE or not _has_git(context):
         return {}
     cancel.check()
-    context = os.path.realpath(directories["context"])
     root = _git(context, "rev-parse", "--show-toplevel")
     if not root:
         return {}
@@ -58,7 +56,7 @@ def git_labels(context: str, dockerfile: str | None) -> dict[str, str]:
     wanted = os.environ.get("BUILDX_GIT_LABELS", "")
     if wanted not in _TRUE and wanted != "full":
         return {}
-    if not os.path.isdir(context) or shutil.which("git") is None:
+    if not os.path.isdir(context) or not _has_git(os.path.realpath(context)):
         return {}
     root = _git(context, "rev-parse", "--show-toplevel")
     if not root:
@@ -70,6 +68,18 @@ def git_labels(context: str, dockerfile: str | None) -> dict[str, str]:
         "com.docker.image.source.entrypoint": "" if place.startswith("..") else place,
     }
     return {k: v for k, v in pairs.items() if v}
+
+
+def _has_git(directory: str) -> bool:
+    """Whether a directory may be in a work tree, and git is there: most builds need not start it to know."""
+    above = directory
+    while not os.path.lexists(os.path.join(above, ".git")):
+        if above == os.path.dirname(above):
+            return False
+        above = os.path.dirname(above)
+    import shutil
+
+    return shutil.which("git") is not None
 
 
 def _revision(context: str) -> str:
@@ -90,6 +100,8 @@ def _remote(context: str) -> str:
 
 
 def _git(context: str, *args: str) -> str:
+    import subprocess
+
     env = {name: value for name, value in os.environ.items() if name not in _FOREIGN}
     try:
         done = subprocess.run(
