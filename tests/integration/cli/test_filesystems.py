@@ -137,10 +137,11 @@ def test_a_store_on_an_overlay_is_copied_and_the_images_keep_their_deletions(
     ("mount", "words"),
     [
         ("mkdir m; mount -t ramfs ramfs m", "keeps no extended attributes"),
-        (
+        pytest.param(
             "mkdir l m; mount -t tmpfs tmpfs l; mkdir l/l l/u l/w; "
             "fuse-overlayfs -o lowerdir=l/l,upperdir=l/u,workdir=l/w m 2>/dev/null",
             "keeps no overlayfs marks",
+            marks=pytest.mark.needs("fuse-overlayfs"),
         ),
         ("mkdir m; mount -t tmpfs -o ro tmpfs m", "read-only file system"),
         ("mkdir m; mount -t tmpfs -o nr_inodes=12 tmpfs m", "no space left on device"),

@@ -70,14 +70,14 @@ def filesystem_type(path: Path) -> str:
 
 def probe_marks(folder: Path) -> None:
     """Check that overlayfs marks can be stored. Raises: StoreError."""
-    what = "extended attributes"
+    problem = "keeps no extended attributes"
     try:
         os.setxattr(folder, "user.crossdock.probe", b"1")
         os.removexattr(folder, "user.crossdock.probe")
-        what = "overlayfs marks (user.overlay.*)"  # fuse-overlayfs keeps them for itself
+        problem = "keeps no overlayfs marks (user.overlay.*)"  # fuse-overlayfs has them for itself
         os.setxattr(folder, _MARK, b"y")
         os.getxattr(folder, _MARK)
         os.removexattr(folder, _MARK)
     except OSError as exc:
-        summary = f"the file system of {folder.parent} ({filesystem_type(folder)}) keeps no {what}"
+        summary = f"the file system of {folder.parent} ({filesystem_type(folder)}) {problem}"
         raise StoreError(summary, hint=_ELSEWHERE) from exc
