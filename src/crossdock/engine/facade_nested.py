@@ -79,14 +79,7 @@ def _replaced(
     if not isinstance(op, BuildOp):
         if all(new is old or new.node is old.node for new, old in zip(inputs, node.inputs, strict=True)):
             return node
-        return Node(
-            op,
-            inputs,
-            platform=node.platform,
-            constraints=node.constraints,
-            metadata=node.metadata,
-            source=node.source,
-        )
+        return node.replaced(op, inputs)
     data = read(solve(_definition_input(node, op, inputs)), _filename(op))
     if data is None or len(data) > _MAX_BYTES:
         summary = f"failed to open {_filename(op)}: no such file, or it is no definition"

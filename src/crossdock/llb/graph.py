@@ -63,6 +63,17 @@ class Node:
         for i in self.inputs:
             _ = i.node.digest
 
+    def replaced(self, op: Op, inputs: Sequence[Output]) -> Node:
+        """Return a node with another op or other inputs, and all else of this one."""
+        return Node(
+            op,
+            inputs,
+            platform=self.platform,
+            constraints=self.constraints,
+            metadata=self.metadata,
+            source=self.source,
+        )
+
     @property
     def encoded(self) -> bytes:
         """The deterministic ``pb.Op`` bytes."""

@@ -156,14 +156,7 @@ class SourcePolicies:
                 return node
         elif all(new.node is old.node for new, old in zip(inputs, node.inputs, strict=True)):
             return node
-        return Node(
-            op,
-            inputs,
-            platform=node.platform,
-            constraints=node.constraints,
-            metadata=node.metadata,
-            source=node.source,
-        )
+        return node.replaced(op, inputs)
 
     def _by_rules(self, op: SourceOp) -> SourceOp:
         for _ in range(_MAX_CHANGES + 1):

@@ -17,7 +17,7 @@ from crossdock.engine.ops.base import BaseOp
 from crossdock.engine.ops.keying import platform_fields
 from crossdock.engine.solver import CacheMap, KeyHasher
 from crossdock.engine.sources.image import ImageFinder, has_bytes
-from crossdock.engine.sources.transfer import Transfer
+from crossdock.engine.sources.onefile import keep_blob
 from crossdock.engine.store.locks import OncePerKey
 from crossdock.errors import ContextError, DigestMismatch, SolveError, UsageError
 from crossdock.image.descriptor import Descriptor
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 __all__ = ["DirectoryLayout", "LayoutSolverOp", "resolve_layout"]
 
 _SCHEME = "oci-layout://"
-_BLOCK = 1 << 20
 #: manifests, indexes and configs
 _MAX_DOCUMENT_BYTES = 8 << 20
 _KNOWN = frozenset(["oci.store", "oci.session", "oci.layerlimit"])
@@ -187,15 +186,5 @@ class LayoutSolverOp(BaseOp):
         content = self.env.store.content
         if content.has(blob.digest, self.env.lease):
             return
-        with (
-            open_blob(blob.digest) as source,
-            content.writer(self.env.lease) as writer,
-            Transfer(ctx.sink, self.vertex, blob.digest, total=blob.size) as transfer,
-        ):
-            at = 0
-            while data := source.read(_BLOCK):
-                ctx.cancel.check()
-                writer.write(data)
-                at += len(data)
-                transfer.at(at)
-            writer.commit(blob)
+        with open_blob(blob.digest) as source:
+            keep_blob(self.env, blob, source, self.vertex, ctx)
