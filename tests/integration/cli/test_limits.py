@@ -68,7 +68,8 @@ def test_a_build_that_alone_needs_more_says_so(crossdock: Crossdock, tmp_path: P
     done = crossdock("build", context(tmp_path, "c", 4 * MB), env={"CROSSDOCK_MAX_USED_SPACE": "1MB"}).failed(
         102
     )
-    assert "more than the store may hold" in done.err
+    # when its layer is committed, or on a busy machine while it is written
+    assert "more than the store may hold" in done.err or "has reached its limit" in done.err
     assert used(crossdock) <= 1024 * 1024, "what the failed build left is removed"
 
 
