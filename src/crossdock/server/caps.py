@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from crossdock.buildkit.proto import caps_pb2
 
-__all__ = ["FRONTEND_CAPS", "LLB_CAPS", "as_messages"]
+__all__ = ["FRONTEND_CAPS", "KNOWN_CAPS", "LLB_CAPS", "as_messages"]
 
 FRONTEND_CAPS = (
     "solve.base",
@@ -125,6 +125,10 @@ LLB_CAPS = (
     "gc.freespacefilter",
     "history.filter",
 )
+
+
+#: what definitions may ask for
+KNOWN_CAPS = frozenset(LLB_CAPS)
 
 
 def as_messages(names: tuple[str, ...]) -> list[caps_pb2.APICap]:

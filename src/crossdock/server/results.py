@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from crossdock.buildkit.proto import gateway_pb2, ops_pb2
 from crossdock.buildkit.session.server import new_id
-from crossdock.errors import SolveError, UsageError
+from crossdock.errors import NotSupported, SolveError, UsageError
 from crossdock.image.config import ImageConfig
 from crossdock.image.platform import Platform, local_platform
 from crossdock.llb.codec import encode_definition, marshal
 from crossdock.llb.decode import decode_definition, unmarshal
+from crossdock.server.caps import KNOWN_CAPS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -178,7 +179,12 @@ def decode_output(definition: ops_pb2.Definition) -> Output | None:
 
     Raises: SolveError when malformed; NotSupported for what this version does not know.
     """
-    return unmarshal(decode_definition(definition.SerializeToString())).result
+    decoded = decode_definition(definition.SerializeToString())
+    for metadata in decoded.metadata.values():
+        for name in metadata.caps.keys() - KNOWN_CAPS:
+            summary = f"the definition needs {name}, which this server does not have"
+            raise NotSupported(summary, hint="Ping tells what there is")
+    return unmarshal(decoded).result
 
 
 class PlatformResult:

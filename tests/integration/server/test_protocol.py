@@ -114,6 +114,17 @@ class TestSolve:
         assert code(error) == "UNIMPLEMENTED"
         assert "2046" in text(error)
 
+    def test_a_capability_that_is_not_there_is_unimplemented(self, client: Client) -> None:
+        from crossdock.llb.ops import OpMetadata
+
+        output = made_file()
+        node = Node(
+            output.node.op, metadata=OpMetadata(caps={"file.base": True, "exec.meta.network.proxy": True})
+        )
+        error = client.failure(Definition=definition(Output(node)))
+        assert code(error) == "UNIMPLEMENTED"
+        assert "exec.meta.network.proxy" in text(error)
+
     def test_a_deep_definition_is_no_deeper_than_the_stack(self, client: Client) -> None:
         output = Output(Node(SourceOp("nowhere://x")))
         for _ in range(3000):
