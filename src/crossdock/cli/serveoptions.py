@@ -62,6 +62,7 @@ def serve_options(
         platforms=parse_platforms(tuple(flags["oci_worker_platform"]) or found.platforms),
         parallelism=_parallelism(flags["oci_max_parallelism"]) or found.parallelism,
         policies=_policies(flags, found),
+        max_used_space=_limit(os.environ.get("CROSSDOCK_MAX_USED_SPACE", "")),
         registries=found.registries,
         network=_network(flags["oci_worker_net"]) or found.network or "host",
         dns=found.dns,
@@ -197,6 +198,12 @@ def _deadline(text: str | None) -> float | None:
     except ValueError as exc:
         summary = f"--step-deadline: {exc}"
         raise UsageError(summary) from exc
+
+
+def _limit(text: str) -> int:
+    from crossdock.builders.values import parse_bytes
+
+    return max(parse_bytes(text), 0) if text else 0
 
 
 def logging_of(options: ServerOptions) -> None:

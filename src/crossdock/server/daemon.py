@@ -67,7 +67,7 @@ class Daemon:
             max_age_s=options.platforms_age_s,
         )
         self.frontends = options.frontends
-        self.housekeeper = Housekeeper(engine.store, policies)
+        self.housekeeper = Housekeeper(engine.store, policies, max_bytes=options.max_used_space)
         self.housekeeper.start()
 
     def find_job(self, call: ServerCall) -> Job:
@@ -151,6 +151,7 @@ def _engine_options(options: ServerOptions) -> EngineOptions:
     return EngineOptions(
         options.root,
         parallelism=options.parallelism,
+        max_used_space=options.max_used_space,
         hang_deadline_s=options.hang_deadline_s,
         network=options.network,
         runtime=options.runtime,

@@ -40,9 +40,10 @@ _SETTLED_S = 30.0
 class Housekeeper:
     """One thread; nothing that it does fails a build."""
 
-    def __init__(self, store: Store, policies: Sequence[GCPolicy]) -> None:
+    def __init__(self, store: Store, policies: Sequence[GCPolicy], *, max_bytes: int = 0) -> None:
         self._store = store
         self._policies = tuple(policies)
+        self._max_bytes = max_bytes
         self._cancel = CancelToken()
         # Guards what follows; notified when there is work.
         self._changed = threading.Condition()
@@ -104,9 +105,9 @@ class Housekeeper:
         return False
 
     def _collect(self) -> None:
-        if not self._policies:
+        if not self._policies and not self._max_bytes:
             return
-        freed = self._store.gc(self._policies, cancel=self._cancel)
+        freed = self._store.gc(self._policies, max_bytes=self._max_bytes, cancel=self._cancel)
         if freed:
             _log.info("garbage collection freed %d MB", freed // 1_000_000)
 

@@ -63,6 +63,8 @@ class ServerOptions(Record):
     parallelism: int = 0
     #: ``None`` = BuildKit's rules for the disk; empty = never collect
     policies: tuple[GCPolicy, ...] | None = None
+    #: bytes the store may hold, also while a step writes; 0 for no limit
+    max_used_space: int = 0
     registries: Mapping[str, HostConfig] = {}
     #: what steps get that ask for no network in particular: ``host`` or ``isolated``
     network: str = "host"

@@ -224,3 +224,21 @@ def test_our_own_client_builds_on_it(
     ).ok()  # fmt: skip
     assert (tmp_path / "out/linux_arm64/machine").read_text() == "aarch64\n"
     assert (tmp_path / "out/linux_amd64/file").read_text() == "sent"
+
+
+@pytest.mark.needs("base")
+def test_the_limit_of_the_store_ends_the_step_that_exceeds_it(
+    tmp_path: Path, crossdock: Crossdock, base: BaseImages
+) -> None:
+    server = start(tmp_path, crossdock, env={"CROSSDOCK_MAX_USED_SPACE": "40MB"})
+    folder = tmp_path / "context"
+    folder.mkdir()
+    (folder / "Dockerfile").write_text(
+        f"FROM {base.index}\nRUN dd if=/dev/urandom of=/x bs=1048576 count=60 2>/dev/null && sleep 60\n"
+    )
+    crossdock("create", "--name", "served", "--driver", "remote", f"unix://{server.socket}").ok()
+    done = crossdock("build", "--builder", "served", "--progress=plain", folder).failed()
+    assert "the store has reached its limit of 41.94MB (max-used-space)" in done.err
+    (folder / "Dockerfile").write_text(f"FROM {base.index}\nRUN echo small > /x\n")
+    crossdock("build", "--builder", "served", "--progress=plain", folder).ok()
+    assert server.stop() == 0
