@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from crossdock.buildkit.proto import auth_pb2
 from crossdock.buildkit.rpc.status import RpcError
@@ -22,8 +22,11 @@ from crossdock.secret import Secret
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from crossdock.buildkit.rpc.channel import Message
     from crossdock.cancel import CancelToken
     from crossdock.server.sessions import ClientSession
+
+M = TypeVar("M", bound="Message")
 
 __all__ = ["SessionTokens", "TokenPool", "TokenQuestion"]
 
@@ -110,38 +113,22 @@ class SessionTokens:
         return self._fetch(session, question, key, cancel)
 
     def _authority(self, session: ClientSession, host: str, cancel: CancelToken) -> bytes | None:
-        from crossdock.server.clientcalls import unary_call
-
         request = auth_pb2.GetTokenAuthorityRequest(Host=host, Salt=self._pool.salt)
-        try:
-            got = unary_call(session, _AUTHORITY, request, auth_pb2.GetTokenAuthorityResponse, cancel)
-        except RpcError as exc:
-            if exc.code in _DECLINED:
-                return None
-            raise
-        return got.PublicKey if len(got.PublicKey) == _KEY_BYTES else None
+        got = _ask(session, _AUTHORITY, request, auth_pb2.GetTokenAuthorityResponse, cancel)
+        return got.PublicKey if got is not None and len(got.PublicKey) == _KEY_BYTES else None
 
     def _verified(self, session: ClientSession, host: str, key: bytes, cancel: CancelToken) -> bool:
         """Whether the session proves to have the login that a key stands for."""
-        from crossdock.server.clientcalls import unary_call
-
         if not session.supports(_VERIFY):
             return False
         payload = os.urandom(_PAYLOAD_BYTES)
         request = auth_pb2.VerifyTokenAuthorityRequest(Host=host, Payload=payload, Salt=self._pool.salt)
-        try:
-            got = unary_call(session, _VERIFY, request, auth_pb2.VerifyTokenAuthorityResponse, cancel)
-        except RpcError as exc:
-            if exc.code in _DECLINED:
-                return False
-            raise
-        return _is_signed(got.Signed, payload, key)
+        got = _ask(session, _VERIFY, request, auth_pb2.VerifyTokenAuthorityResponse, cancel)
+        return got is not None and _is_signed(got.Signed, payload, key)
 
     def _fetch(
         self, session: ClientSession, question: TokenQuestion, key: bytes, cancel: CancelToken
     ) -> tuple[Secret, float] | None:
-        from crossdock.server.clientcalls import unary_call
-
         request = auth_pb2.FetchTokenRequest(
             ClientID=_CLIENT_ID,
             Host=question.host,
@@ -150,18 +137,29 @@ class SessionTokens:
             Scopes=sorted(question.scopes),
         )
         asked_at = time.time_ns() // 1_000_000_000
-        try:
-            got = unary_call(session, _FETCH, request, auth_pb2.FetchTokenResponse, cancel)
-        except RpcError as exc:
-            if exc.code in _DECLINED:
-                return None
-            raise
+        got = _ask(session, _FETCH, request, auth_pb2.FetchTokenResponse, cancel)
+        if got is None:
+            return None
         issued_at = min(got.IssuedAt or asked_at, asked_at)
         life_s = (got.ExpiresIn or _DEFAULT_LIFE_S) - (asked_at - issued_at)
         token = Secret(got.Token)
         if life_s > 0:
             self._pool.put(key, question, token, life_s * 0.9)
         return token, max(life_s, 0.0)
+
+
+def _ask(
+    session: ClientSession, method: str, request: Message, response: type[M], cancel: CancelToken
+) -> M | None:
+    """Make a call; ``None`` when the client would rather not answer. Raises: RpcError; SessionLost; the token's cause."""
+    from crossdock.server.clientcalls import unary_call
+
+    try:
+        return unary_call(session, method, request, response, cancel)
+    except RpcError as exc:
+        if exc.code in _DECLINED:
+            return None
+        raise
 
 
 def _is_signed(signed: bytes, payload: bytes, key: bytes) -> bool:

@@ -16,18 +16,11 @@ from pathlib import Path
 import grpc
 
 from crossdock.buildkit.proto import control_pb2
+from fault.full import fill
 from integration.server.plain import Client, code, definition, made_file, text
 
 MIB = 1 << 20
 LEVELS = (40 * MIB, 8 * MIB, 2 * MIB, MIB, MIB // 4, 65536, 16384, 4096, 0)
-
-
-def fill(path: Path, leave: int) -> None:
-    status = os.statvfs(path.parent)
-    with path.open("wb", buffering=0) as file:
-        size = status.f_bavail * status.f_frsize - leave
-        if size > 0:
-            os.posix_fallocate(file.fileno(), 0, size)
 
 
 def attempt(client: Client, content: bytes) -> str:
