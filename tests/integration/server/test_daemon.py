@@ -242,3 +242,75 @@ def test_the_limit_of_the_store_ends_the_step_that_exceeds_it(
     (folder / "Dockerfile").write_text(f"FROM {base.index}\nRUN echo small > /x\n")
     crossdock("build", "--builder", "served", "--progress=plain", folder).ok()
     assert server.stop() == 0
+
+
+CONFIG = """
+[dns]
+nameservers = ["192.0.2.53"]
+searchDomains = ["corp.example"]
+[history]
+maxEntries = 3
+[worker.oci]
+max-parallelism = 1
+[frontend."dockerfile.v0"]
+enabled = true
+[frontend."gateway.v0"]
+allowedRepositories = ["docker/dockerfile"]
+"""
+
+
+@pytest.mark.needs("base")
+def test_what_the_configuration_says_of_steps_and_frontends(
+    tmp_path: Path, crossdock: Crossdock, base: BaseImages
+) -> None:
+    (tmp_path / "x.toml").write_text(CONFIG)
+    server = start(tmp_path, crossdock, "--config", str(tmp_path / "x.toml"), "--step-deadline", "10m")
+    crossdock("create", "--name", "served", "--driver", "remote", server.address).ok()
+    (tmp_path / "c").mkdir()
+    dockerfile = tmp_path / "c/Dockerfile"
+    dockerfile.write_text(f"FROM {base.index}\nRUN cat /etc/resolv.conf > /r\n")
+    crossdock("build", "--builder", "served", "-o", tmp_path / "out", tmp_path / "c").ok()
+    lines = (tmp_path / "out/r").read_text().splitlines()
+    assert {"nameserver 192.0.2.53", "search corp.example"} <= set(lines)
+    assert len([line for line in lines if line.startswith("nameserver")]) == 1
+    stub_channel = unix_channel(server.socket)
+    stub = control_pb2_grpc.ControlStub(stub_channel)
+    attrs = {"source": "example.com/other/frontend:1"}
+    request = control_pb2.SolveRequest(Ref="x", Frontend="gateway.v0", FrontendAttrs=attrs)
+    with pytest.raises(grpc.RpcError, match="not among those that the daemon's configuration allows"):
+        stub.Solve(request, timeout=20)
+    stub_channel.close()
+    assert server.stop() == 0
+
+
+def test_the_network_of_steps_is_announced(tmp_path: Path, crossdock: Crossdock) -> None:
+    server = start(tmp_path, crossdock, "--oci-worker-net", "bridge")
+    channel = unix_channel(server.socket)
+    stub = control_pb2_grpc.ControlStub(channel)
+    (record,) = stub.ListWorkers(control_pb2.ListWorkersRequest(), timeout=60).record
+    channel.close()
+    assert record.Labels["org.mobyproject.buildkit.worker.network"] == "isolated"
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        (["--oci-worker-net", "cloud"], "invalid network 'cloud'"),
+        (["--step-deadline", "later"], "--step-deadline: invalid duration"),
+        (["--oci-worker-gc-keepstorage", "1GB"], "RESERVED[,FREE[,MAXIMUM]]"),
+        (["--oci-max-parallelism", "many"], "is not a number"),
+        (["--oci-worker-binary", "/nowhere/runc", "--addr", "nonsense"], "invalid address"),
+    ],
+)
+def test_a_wrong_flag_is_named(crossdock: Crossdock, flags: list[str], wanted: str) -> None:
+    assert wanted in crossdock("serve", *flags).failed(1).err
+
+
+@pytest.mark.needs("root")
+def test_sockets_have_the_owner_of_the_configuration(tmp_path: Path, crossdock: Crossdock) -> None:
+    (tmp_path / "x.toml").write_text("[grpc]\nuid = 12\ngid = 34\n")
+    server = start(tmp_path, crossdock, "--config", str(tmp_path / "x.toml"))
+    found = server.socket.stat()
+    assert (found.st_uid, found.st_gid) == (12, 34)
+    assert server.stop() == 0
