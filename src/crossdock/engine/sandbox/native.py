@@ -7,20 +7,28 @@ moved into the upper directory in overlay form (whiteouts, opaque directories), 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import stat
+import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crossdock.engine.store.locks import try_flock
+from crossdock.engine.store.unfinished import note_unfinished
 from crossdock.record import NamedTuple
 from crossdock.whiteouts import is_whiteout, make_whiteout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
-__all__ = ["copied", "merge_layers", "move_changes"]
+__all__ = ["copied", "merge_layers", "move_changes", "scratch_folder"]
+
+_SCRATCH = "crossdock-root-"
+#: nanoseconds within which whoever makes a folder has locked it
+_FRESH_NS = 60 * 10**9
 
 _OPAQUE = "user.overlay.opaque"
 _OVERLAY_PREFIX = "user.overlay."
@@ -32,6 +40,42 @@ class _Seen(NamedTuple):
     inode: int
     mode: int
     changed_ns: int
+
+
+@contextmanager
+def scratch_folder(parent: Path | None) -> Iterator[Path]:
+    """Hold a folder for a copy that is only read. It is locked, so that what killed workers left is known and removed.
+
+    Raises: OSError.
+    """
+    from tempfile import mkdtemp
+
+    if parent is not None:
+        _sweep(parent)
+    scratch = Path(mkdtemp(prefix=_SCRATCH, dir=parent))
+    fd = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        note_unfinished(scratch.name)
+        yield scratch
+    finally:
+        shutil.rmtree(scratch)
+        os.close(fd)
+
+
+def _sweep(folder: Path) -> None:
+    for entry in folder.glob(f"{_SCRATCH}*"):
+        try:
+            if time.time_ns() - entry.stat().st_ctime_ns < _FRESH_NS:
+                continue
+            fd = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            if try_flock(fd):
+                shutil.rmtree(entry)
+        finally:
+            os.close(fd)
 
 
 @contextmanager

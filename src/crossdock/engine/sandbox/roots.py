@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import errno
 import itertools
-import shutil
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from crossdock.engine.sandbox import mounts
@@ -17,6 +15,7 @@ from crossdock.errors import SandboxError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 __all__ = ["RootMounts"]
 
@@ -69,14 +68,11 @@ class RootMounts:
             target.mkdir(mode=0o700)
             stack.callback(target.rmdir)
             return stack.enter_context(fuse_mounted(fuse_program(), *plan, target))
-        from crossdock.engine.sandbox.native import copied
+        from crossdock.engine.sandbox.native import copied, scratch_folder
 
         scratch = plan.work
         if scratch is None:
-            from tempfile import mkdtemp  # rare, and dear to import
-
-            scratch = Path(mkdtemp(prefix="crossdock-root-", dir=self._scratch_dir))
-            stack.callback(shutil.rmtree, scratch)
+            scratch = stack.enter_context(scratch_folder(self._scratch_dir))
         return stack.enter_context(copied(plan.lowers, plan.upper, scratch))
 
     def _fall_back(self, exc: OSError) -> None:

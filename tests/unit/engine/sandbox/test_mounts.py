@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from crossdock.engine.sandbox import native
 from crossdock.engine.sandbox.fuse import normalise_marks
 from crossdock.engine.sandbox.mounts import BindPlan, OverlayPlan, plan_rootfs
 from crossdock.engine.sandbox.native import copied, merge_layers
@@ -148,3 +149,19 @@ def test_a_stub_that_a_step_replaced_by_a_link_is_left_alone(tmp_path: Path) -> 
     with stubs_removed(str(root), ["/d/precious"], recursive=False):
         (root / "d").symlink_to(outside)
     assert (outside / "precious").exists()
+
+
+def test_copies_that_killed_workers_left_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, fresh = tmp_path / "crossdock-root-left", tmp_path / "crossdock-root-fresh"
+    for folder in (left, fresh):
+        (folder / "root").mkdir(parents=True)
+    monkeypatch.setattr(native, "_FRESH_NS", 0)
+    with native.scratch_folder(tmp_path) as held:
+        assert sorted(tmp_path.iterdir()) == [held], "both looked old"
+        with native.scratch_folder(tmp_path) as other:
+            assert sorted(tmp_path.iterdir()) == sorted([held, other]), "what is in use stays"
+    assert list(tmp_path.iterdir()) == []
+    fresh.mkdir()
+    monkeypatch.undo()
+    with native.scratch_folder(tmp_path):
+        assert fresh.exists(), "perhaps it is about to be locked"
