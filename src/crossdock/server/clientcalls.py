@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from crossdock.buildkit.proto import auth_pb2, secrets_pb2, ssh_pb2, upload_pb2
 from crossdock.buildkit.rpc.messages import prefixed
+from crossdock.buildkit.rpc.serve import parsed
 from crossdock.buildkit.rpc.status import RpcError
 from crossdock.errors import ContextError, CrossdockError
 from crossdock.registry.credentials import Credential, Credentials
@@ -54,7 +55,7 @@ def unary_call(
     with cancel.waking(call.cancel):
         try:
             call.send_raw(prefixed(request.SerializeToString()), end=True)
-            return response.FromString(call.result())
+            return parsed(response, call.result())
         except RpcError:
             cancel.check()
             raise
@@ -148,7 +149,7 @@ def pull_upload(session: ClientSession, url_path: str, out: BinaryIO, cancel: Ca
     call = session.start(_PULL, (("urlpath", url_path), ("urlhost", "buildkit-session")))
     try:
         with cancel.waking(call.cancel):
-            out.writelines(upload_pb2.BytesMessage.FromString(message).data for message in call.messages())
+            out.writelines(parsed(upload_pb2.BytesMessage, message).data for message in call.messages())
     except RpcError as exc:
         cancel.check()
         raise session_failure(session, exc, "receiving an upload") from exc
@@ -229,7 +230,7 @@ def _forward(connection: socket.socket, session: ClientSession, name: str) -> No
         threading.Thread(target=_to_client, args=(connection, call), name="ssh-out", daemon=True).start()
         try:
             for message in call.messages():
-                connection.sendall(ssh_pb2.BytesMessage.FromString(message).data)
+                connection.sendall(parsed(ssh_pb2.BytesMessage, message).data)
         finally:
             call.cancel()
             connection.shutdown(socket.SHUT_RDWR)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from crossdock.buildkit.proto import content_pb2
 from crossdock.buildkit.rpc.messages import prefixed
+from crossdock.buildkit.rpc.serve import parsed
 from crossdock.buildkit.rpc.status import RpcError
 from crossdock.errors import ContextError
 from crossdock.server.streams import session_failure
@@ -92,7 +93,7 @@ class _Reader(io.RawIOBase):
         if not self._rest:
             try:
                 message = next(self._messages)
-                self._rest = content_pb2.ReadContentResponse.FromString(message).data
+                self._rest = parsed(content_pb2.ReadContentResponse, message).data
             except StopIteration:
                 return 0
             except RpcError as exc:

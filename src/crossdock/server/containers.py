@@ -17,6 +17,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from crossdock.buildkit.proto import gateway_pb2, ops_pb2
+from crossdock.buildkit.rpc.serve import parsed
 from crossdock.buildkit.rpc.status import RpcError
 from crossdock.cancel import CancelToken
 from crossdock.engine.facade_container import ContainerSpec
@@ -149,7 +150,7 @@ def serve_processes(job: Job, call: ServerCall) -> None:
     call.on_gone(stream.stop)
     try:
         for raw in call.messages():
-            stream.take(pb.ExecMessage.FromString(raw))
+            stream.take(parsed(pb.ExecMessage, raw))
     except RpcError:
         pass  # the client is gone: its processes go too
     finally:

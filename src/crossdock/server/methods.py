@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
+from crossdock.buildkit.rpc.serve import parsed
 from crossdock.buildkit.rpc.status import INTERNAL, RpcError
 
 if TYPE_CHECKING:
@@ -24,6 +25,6 @@ def one_request(request: type[R], function: Callable[[R, ServerCall], None]) -> 
         raw = next(call.messages(), None)
         if raw is None:
             raise RpcError(INTERNAL, "no request")
-        function(request.FromString(raw), call)
+        function(parsed(request, raw), call)
 
     return handle

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from crossdock.buildkit.proto import wire_pb2
 from crossdock.buildkit.rpc.messages import prefixed
+from crossdock.buildkit.rpc.serve import parsed
 from crossdock.buildkit.session.tree import GO_TYPE_MASK, posix_mode
 from crossdock.errors import ContextError, StoreFull, translate
 
@@ -36,7 +37,6 @@ _STAT, _REQ, _DATA, _FIN, _ERR = (
     wire_pb2.Packet.PACKET_FIN,
     wire_pb2.Packet.PACKET_ERR,
 )
-_parse = wire_pb2.Packet.FromString
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -100,7 +100,7 @@ class ContextReceiver:
         for batch in batches:
             requests: list[bytes] = []
             for message in batch:
-                self._packet(_parse(message), requests)
+                self._packet(parsed(wire_pb2.Packet, message), requests)
             if requests:
                 yield b"".join(requests)
             if self._listed and not self._wanted:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from crossdock.buildkit.proto import control_pb2
 from crossdock.buildkit.rpc.channel import Channel
 from crossdock.buildkit.rpc.messages import prefixed
+from crossdock.buildkit.rpc.serve import parsed
 from crossdock.buildkit.rpc.status import UNAVAILABLE, RpcError
 from crossdock.errors import ContextError, UsageError
 from crossdock.server.tokens import TokenPool
@@ -62,16 +63,17 @@ class SessionStream:
     def recv(self, size: int, /) -> bytes:
         """Return up to ``size`` bytes; empty at the end."""
         while not self._rest:
+            parts: list[bytes] = []
             try:
                 batch = next(self._batches, None)
+                parts = [parsed(control_pb2.BytesMessage, message).data for message in batch or ()]
             except RpcError as exc:
                 _log.debug("session stream: %s", exc)
                 batch = None
             if batch is None or self.ended.is_set():
                 self.ended.set()
                 return b""
-            parse = control_pb2.BytesMessage.FromString
-            self._rest = b"".join([parse(message).data for message in batch])
+            self._rest = b"".join(parts)
         data, self._rest = self._rest[:size], self._rest[size:]
         return data
 

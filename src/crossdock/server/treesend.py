@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from crossdock.buildkit.proto import stat_pb2, wire_pb2
 from crossdock.buildkit.rpc.messages import prefixed
+from crossdock.buildkit.rpc.serve import parsed
 from crossdock.buildkit.rpc.status import RpcError
 from crossdock.buildkit.session.tree import GO_TYPE_MASK, go_mode, walk_tree
 from crossdock.errors import CrossdockError, ExportError
@@ -72,7 +73,7 @@ def send_tree(
     try:
         with cancel.waking(call.cancel):
             for message in call.messages():
-                sender.take(wire_pb2.Packet.FromString(message))
+                sender.take(parsed(wire_pb2.Packet, message))
     except RpcError as exc:
         cancel.check()
         if sender.failure is not None:

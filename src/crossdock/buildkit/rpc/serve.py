@@ -9,6 +9,8 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
+from google.protobuf.message import DecodeError
+
 from crossdock.buildkit.rpc.http2 import (
     CANCEL,
     MAX_STREAMS,
@@ -21,6 +23,7 @@ from crossdock.buildkit.rpc.messages import Budget, prefixed, split, split_batch
 from crossdock.buildkit.rpc.status import (
     CANCELLED,
     INTERNAL,
+    INVALID_ARGUMENT,
     UNAVAILABLE,
     UNIMPLEMENTED,
     RpcError,
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
     from crossdock.buildkit.rpc.http2 import Headers, Stream
     from crossdock.buildkit.transport import ByteStream
 
-__all__ = ["Handler", "Server", "ServerCall", "unary"]
+__all__ = ["Handler", "Server", "ServerCall", "parsed", "unary"]
 
 _RESPONSE: Headers = [(":status", "200"), ("content-type", "application/grpc")]
 
@@ -138,6 +141,14 @@ def _gone(exc: Exception) -> RpcError:
 Handler: TypeAlias = "Callable[[ServerCall], None]"
 
 
+def parsed(kind: type[Request], raw: bytes) -> Request:
+    """Read a message of the peer's. Raises: RpcError INVALID_ARGUMENT when it is none."""
+    try:
+        return kind.FromString(raw)
+    except DecodeError as exc:
+        raise RpcError(INVALID_ARGUMENT, f"malformed {kind.__name__}") from exc
+
+
 def unary(request: type[Request], function: Callable[[Request, ServerCall], Message]) -> Handler:
     """Make a handler of a function from one message to one message."""
 
@@ -145,7 +156,7 @@ def unary(request: type[Request], function: Callable[[Request, ServerCall], Mess
         raw = next(call.messages(), None)
         if raw is None:
             raise RpcError(INTERNAL, "no request")
-        call.send(function(request.FromString(raw), call).SerializeToString())
+        call.send(function(parsed(request, raw), call).SerializeToString())
 
     return handle
 
