@@ -115,6 +115,11 @@ class Relay:
                 near = TlsStream(near, self._tls, server_name="")
             far = self._dial()
         except (OSError, EOFError, CrossdockError):
+            # Closed with something unread, a connection is reset, and what was said last (a TLS alert) is lost.
+            with contextlib.suppress(OSError):
+                near.shutdown_write()
+                while near.recv(_BLOCK):
+                    pass
             near.close()
             return
         with self._lock:
