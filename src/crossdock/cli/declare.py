@@ -197,5 +197,6 @@ def _value(spec: FlagSpec, given: Sequence[str]) -> Any:
     if spec.kind in ("bytes", "duration"):
         from crossdock.builders.values import parse_bytes, parse_duration
 
-        return parse_bytes(last or "0") if spec.kind == "bytes" else parse_duration(last or "0")
+        text = last if given else last or "0"
+        return parse_bytes(text) if spec.kind == "bytes" else parse_duration(text)
     return last if given or spec.default else None

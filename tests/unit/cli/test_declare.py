@@ -129,9 +129,11 @@ def test_values_have_their_types() -> None:
     assert (line.debug, line.builder) == (True, "x")
 
 
-def test_bytes_that_are_none_are_refused() -> None:
+@pytest.mark.parametrize("words", [["--shm-size=much"], ["--shm-size", ""], ["--timeout="]])
+def test_values_that_are_none_are_refused(words: list[str]) -> None:
     with pytest.raises(UsageError):
-        read_plain(sample, ["--shm-size=much"])
+        read_plain(sample, words)
+    assert by_click(sample, words) is None
 
 
 def test_a_build_with_nothing_but_its_context_has_clicks_defaults() -> None:
