@@ -24,7 +24,7 @@ def test_ten_processes_write_at_once(tmp_path: Path) -> None:
             assert worker.returncode == 0, errors
             assert errors == ""
             finished += lines
-    assert len(finished) == 10 * (15 * 3 + 2)
+    assert len(finished) == 10 * (15 * 4 + 2)
     judge(root, finished)
 
 

@@ -72,3 +72,9 @@ def _judge_line(store: Store, lease: Lease, line: str) -> None:
         top = store.layers.directory(found.outputs[0][-1])
         assert top is not None
         assert (top / "d4/data").read_text() == value * 50
+    elif kind == "packed":
+        found = store.records.result(value, lease)
+        assert found is not None, f"lost: {line}"
+        info = store.layers.get(found.outputs[0][-1])
+        assert not info.has_directory
+        assert store.content.read(info.blobs[0].descriptor.digest) == value.encode() * 1000

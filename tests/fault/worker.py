@@ -36,7 +36,7 @@ class Worker:
         self.cancel = CancelToken()
 
     def build(self, number: int) -> None:
-        """What a small build does: a base, two steps, a packed layer, an image, a cache mount, a stat cache."""
+        """What a small build does: a base, steps, packed layers, an image, a cache mount, a stat cache."""
         with self.store.lease() as lease:
             base = self.base(lease, self.random.randrange(4))
             name = f"{self.seed}-{number}"
@@ -44,6 +44,7 @@ class Worker:
             if first is not None:
                 self.step(lease, f"sha256:{name}-2", (base, first))
                 self.pack(lease, first, name)
+            self.packed(lease, f"sha256:{name}-3", base)
             with (
                 self.store.mounts.use(
                     lease, name=f"m{number % 3}", sharing="shared", cancel=self.cancel
@@ -82,6 +83,21 @@ class Worker:
         self.store.records.save(canonical, [(*below, layer)], lease=lease, keys=[f"key of {canonical}"])
         print("result", canonical, flush=True)
         return layer
+
+    def packed(self, lease: Lease, canonical: str, base: LayerId) -> None:
+        """A layer that is a blob from the beginning."""
+        with self.store.layers.new(lease, kind="file", description=canonical) as new:
+            with rim("make empty files"):
+                for number in range(FILES):
+                    (new.fs / f"f{number}").touch()
+            data = canonical.encode() * 1000
+            with self.store.content.writer(lease) as writer:
+                writer.write(data)
+                digest, size = writer.commit()
+            blob = Descriptor("application/vnd.oci.image.layer.v1.tar+gzip", digest, size)
+            layer = new.commit_packed(DiffId(sha256_digest(data + b"diff")), blob)
+        self.store.records.save(canonical, [(base, layer)], lease=lease, keys=[f"key of {canonical}"])
+        print("packed", canonical, flush=True)
 
     def pack(self, lease: Lease, layer: LayerId, name: str) -> None:
         with self.store.content.writer(lease) as writer:

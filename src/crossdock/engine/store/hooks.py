@@ -21,6 +21,8 @@ POINTS = (
     "store.layer:after_mkdir",
     "store.layer:before_commit",
     "store.layer:after_commit",
+    "store.packed:before_commit",
+    "store.packed:after_commit",
     "store.materialise:before_rename",
     "store.materialise:after_rename",
     "store.record:before_commit",

@@ -190,12 +190,12 @@ class LayerStore:
         # First, so that there is no row yet of a layer that has files it should not have.
         self.discard(layer)
         now = time.time_ns()
-        hooks.point("store.layer:before_commit")
+        hooks.point("store.packed:before_commit")
         with rim("commit a layer"), self._removal.adding(), self._db.transaction() as tx:
             values = (layer.id, layer.kind, layer.description, diff_id, 0, 0, now, now)
             tx.execute(_INSERT, values)
             _insert_blob(tx, layer.id, blob, compression_of(blob.media_type))
-        hooks.point("store.layer:after_commit")
+        hooks.point("store.packed:after_commit")
 
     def discard(self, layer: NewLayer) -> None:
         """Throw a new layer away."""
