@@ -72,14 +72,15 @@ class Soak:
             self.run(f"c{number % 5}", "--platform", serve_clients.TWO if number % 2 else "linux/amd64")
 
     def run(self, context: str, *args: str, check: bool = True) -> None:
-        command = [self.daemon.buildx, "build", "--progress", "quiet", *args, self.folder / context]
+        command = [str(self.daemon.buildx), "build", "--progress", "quiet", *args, str(self.folder / context)]
         done = subprocess.run(command, env=self.daemon.env, capture_output=True, text=True, check=False)
         if check and done.returncode:
             sys.exit(f"{command}: {done.stderr[-2000:]}")
 
     def killed(self) -> None:
         """Have a client die in the middle of a step."""
-        command = [self.daemon.buildx, "build", "--progress", "quiet", "--no-cache", self.folder / "slow"]
+        flags = ["--progress", "quiet", "--no-cache"]
+        command = [str(self.daemon.buildx), "build", *flags, str(self.folder / "slow")]
         with subprocess.Popen(command, env=self.daemon.env, stderr=subprocess.DEVNULL) as client:
             time.sleep(0.7)
             client.send_signal(signal.SIGKILL)
