@@ -367,19 +367,6 @@ class TestFailures:
         assert not meta.exists()
         assert not [p for p in tmp_path.iterdir() if "x.tar" in p.name]
 
-    @pytest.mark.parametrize(
-        ("flags", "named"),
-        [
-            (["--allow", "device"], "--allow device"),
-        ],
-        ids=lambda v: v[0] if isinstance(v, list) else "",
-    )
-    def test_what_is_not_there_yet_names_its_flag(
-        self, crossdock: Crossdock, context: Path, flags: list[str], named: str
-    ) -> None:
-        done = crossdock("build", context, *flags).failed(1)
-        assert f"{named} is not supported" in done.err
-
 
 class TestCall:
     def test_checks_are_listed_and_are_the_exit_code(self, crossdock: Crossdock, context: Path) -> None:

@@ -76,7 +76,12 @@ class Stranger:
         folder.mkdir(mode=0o755)
         self.crossdock = make(folder)
         self.folder = folder
-        self.prefix = ("setpriv", f"--reuid={STRANGER}", f"--regid={STRANGER}", "--clear-groups")
+        self.prefix: tuple[str, ...] = (
+            "setpriv",
+            f"--reuid={STRANGER}",
+            f"--regid={STRANGER}",
+            "--clear-groups",
+        )
         for path in (folder, folder / "docker"):
             os.chown(path, STRANGER, STRANGER)
         readable = subprocess.run([*self.prefix, PROGRAM, "--help"], capture_output=True, check=False)

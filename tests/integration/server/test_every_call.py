@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from typing import Any
 
 import grpc
 import pytest
@@ -30,9 +31,9 @@ def methods() -> list[str]:
 
         unary_unary = unary_stream = stream_unary = stream_stream = _note
 
-    control_pb2_grpc.ControlStub(Recorder())  # type: ignore[arg-type]
-    gateway_pb2_grpc.LLBBridgeStub(Recorder())  # type: ignore[arg-type]
-    content_pb2_grpc.ContentStub(Recorder())  # type: ignore[arg-type]
+    control_pb2_grpc.ControlStub(Recorder())
+    gateway_pb2_grpc.LLBBridgeStub(Recorder())
+    content_pb2_grpc.ContentStub(Recorder())
     return [*found, "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch", "/nobody.knows/This"]
 
 
@@ -40,7 +41,8 @@ def answers(client: Client, method: str, messages: list[bytes], ref: str = "") -
     """Call with raw messages; returns the status's name, or what came before the deadline."""
     patient = method.rpartition("/")[2] in PATIENT
     metadata = (("buildkit-controlapi-buildid", ref),) if ref else ()
-    call = client.channel.stream_stream(method)
+    channel: Any = client.channel  # its type stubs know of no raw messages
+    call = channel.stream_stream(method)
     try:
         list(call(iter(messages), metadata=metadata, timeout=1 if patient else 20))
     except grpc.RpcError as exc:
@@ -101,7 +103,7 @@ def test_calls_of_a_build_in_any_order(client: Client, build: Build, seed: int) 
     threads = []
     found: list[tuple[str, str]] = []
     for method in rng.choices(names, k=40):
-        thread = threading.Thread(target=lambda m=method: found.append((m, one(m))))  # type: ignore[misc]
+        thread = threading.Thread(target=lambda m=method: found.append((m, one(m))))
         thread.start()
         threads.append(thread)
     for thread in threads:
