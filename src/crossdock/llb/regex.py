@@ -9,6 +9,7 @@ Spec: github.com/google/re2 ``doc/syntax.txt``; Rob Pike's simulation of all thr
 from __future__ import annotations
 
 import re
+import warnings
 from re import _constants as _c  # type: ignore[attr-defined]
 from re import _parser  # type: ignore[attr-defined]
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
@@ -47,7 +48,10 @@ class LinearRegex:
             summary = f"a regular expression of {len(pattern)} characters is too long"
             raise UsageError(summary)
         try:
-            parsed = _parser.parse(_pythonic(pattern))
+            with warnings.catch_warnings():
+                # Of classes that may come to mean something else in Python; RE2 has settled what they mean.
+                warnings.simplefilter("ignore", FutureWarning)
+                parsed = _parser.parse(_pythonic(pattern))
         except (re.error, OverflowError, RecursionError) as exc:
             summary = f"invalid regular expression {pattern!r}: {exc}"
             raise UsageError(summary) from exc
