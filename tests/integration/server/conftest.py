@@ -50,7 +50,8 @@ class Server:
         try:
             return self.process.wait(30)
         except subprocess.TimeoutExpired:
-            self.process.send_signal(signal.SIGABRT)  # passed on to the worker, which says what each thread is at
+            # passed on to the worker, which says what each thread is at
+            self.process.send_signal(signal.SIGABRT)
             self.process.wait(10)
             pytest.fail(f"crossdock serve did not end:\n{self.log}")
 
@@ -69,7 +70,8 @@ def start(folder: Path, crossdock: Crossdock, *flags: str, env: Mapping[str, str
             start_new_session=True,
         )
     deadline = time.monotonic() + START_S
-    while not _accepts(socket):
+    # What listens may still be a killed server's worker, a moment before it ends too.
+    while "running server on" not in log.read_text(errors="replace") or not _accepts(socket):
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
             pytest.fail(f"crossdock serve did not start:\n{log.read_text()}")
