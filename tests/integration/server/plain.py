@@ -8,19 +8,14 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from crossdock.buildkit.proto import (
-    control_pb2,
-    control_pb2_grpc,
-    gateway_pb2,
-    gateway_pb2_grpc,
-    ops_pb2,
-)
+from crossdock.buildkit.proto import control_pb2, gateway_pb2, ops_pb2
 from crossdock.buildkit.rpc.channel import Channel
 from crossdock.buildkit.session.server import new_id
 from crossdock.buildkit.transport import SocketStream
 from crossdock.llb.codec import encode_definition, marshal
 from crossdock.llb.graph import Node, Output
 from crossdock.llb.ops import FileAction, FileActionCopy, FileActionMkFile, FileOp
+from support.grpcstubs import control_pb2_grpc, gateway_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from crossdock.buildkit.proto import content_pb2, content_pb2_grpc, control_pb2, control_pb2_grpc
+from crossdock.buildkit.proto import content_pb2, control_pb2
+from support.grpcstubs import content_pb2_grpc, control_pb2_grpc
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from crossdock.buildkit.proto import control_pb2, control_pb2_grpc
+from crossdock.buildkit.proto import control_pb2
 from integration.server.conftest import start
 from support.cli import PROGRAM
+from support.grpcstubs import control_pb2_grpc
 
 if TYPE_CHECKING:
     from pathlib import Path

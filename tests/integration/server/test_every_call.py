@@ -10,10 +10,10 @@ from typing import Any
 import grpc
 import pytest
 
-from crossdock.buildkit.proto import content_pb2_grpc, control_pb2_grpc, gateway_pb2_grpc
 from crossdock.buildkit.rpc.messages import prefixed
 from crossdock.buildkit.rpc.status import RpcError
 from integration.server.plain import Build, Client, definition, made_file
+from support.grpcstubs import content_pb2_grpc, control_pb2_grpc, gateway_pb2_grpc
 
 pytestmark = pytest.mark.needs("crun", "userns", "overlay")
 

@@ -9,11 +9,11 @@ import grpc
 import pytest
 
 from crossdock.buildkit.proto import content_pb2 as pb
-from crossdock.buildkit.proto import content_pb2_grpc
 from crossdock.buildkit.rpc.serve import Server
 from crossdock.buildkit.session.content import ContentStores
 from crossdock.buildkit.session.layout import LayoutStore
 from crossdock.buildkit.transport import SocketStream
+from support.grpcstubs import content_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,13 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import crossdock.buildkit.session.receive as receiving
-from crossdock.buildkit.proto import filesync_pb2_grpc, stat_pb2, wire_pb2
+from crossdock.buildkit.proto import stat_pb2, wire_pb2
 from crossdock.buildkit.rpc.serve import Server
 from crossdock.buildkit.session.filesync import FileSync, LocalDir
 from crossdock.buildkit.session.receive import Receiver
 from crossdock.buildkit.session.tree import go_mode, posix_mode, walk_tree
 from crossdock.buildkit.transport import SocketStream
 from crossdock.errors import ContextError, CrossdockError, ExportError
+from support.grpcstubs import filesync_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
