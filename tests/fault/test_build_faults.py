@@ -128,7 +128,6 @@ def test_pruning_all_the_time_breaks_none_of_ten_builds(scene: Scene) -> None:
         pruner.join()
     failed = [log for log, code in logs if code != 0]
     assert not failed, failed[0]
-    assert len(prunes) > 1
     assert set(prunes) == {0}
     scene.judge_store()
     scene.judge_build(set())

@@ -8,9 +8,11 @@ import signal
 import socket
 import subprocess
 import tarfile
+import tempfile
 import threading
 import urllib.request
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +21,6 @@ from support.cli import PROGRAM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from support.cli import Crossdock
     from support.relays import Relay
@@ -136,14 +137,15 @@ def desktop(path: Path, answer: bytes) -> Iterator[list[bytes]]:
 
 
 @pytest.fixture
-def home(crossdock: Crossdock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home with an opener of addresses that notes them in the file `opened`."""
-    (tmp_path / "bin").mkdir()
-    opener = tmp_path / "bin/opener"
-    opener.write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/opened\n')
-    opener.chmod(0o755)
-    crossdock.environment |= {"HOME": str(tmp_path), "BROWSER": str(opener)}
-    return tmp_path
+def home(crossdock: Crossdock) -> Iterator[Path]:
+    """A home with an opener of addresses that notes them in the file `opened`; short, for the socket's path."""
+    with tempfile.TemporaryDirectory(prefix="h", dir="/tmp") as folder:
+        home = Path(folder)
+        opener = home / "opener"
+        opener.write_text(f'#!/bin/sh\necho "$1" >> {home}/opened\n')
+        opener.chmod(0o755)
+        crossdock.environment |= {"HOME": str(home), "BROWSER": str(opener)}
+        yield home
 
 
 ACCEPTED = b'HTTP/1.1 200 OK\r\nContent-Length: 11\r\nConnection: close\r\n\r\n["one","t"]'

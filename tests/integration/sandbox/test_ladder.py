@@ -26,7 +26,8 @@ pytestmark = pytest.mark.needs("base", "crun", "userns", "overlay")
 
 _TOP = Path(__file__).resolve().parents[3]
 #: nobody in particular: no account, no group, no ranges
-STRANGER = 54321
+#: another id in each process of the suite: a run directory in /tmp is one user's
+STRANGER = 54321 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 DOCKERFILE = "FROM {base}\nRUN echo as $(id -u) on $(uname -m)\n"
 
 
