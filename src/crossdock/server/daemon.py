@@ -27,6 +27,7 @@ from crossdock.server.workers import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from crossdock.buildkit.proto import ops_pb2
     from crossdock.buildkit.rpc.serve import Handler, ServerCall
@@ -45,14 +46,15 @@ _STOP_S = 20.0
 class Daemon:
     """What the services share."""
 
-    def __init__(self, options: ServerOptions, engine: Engine) -> None:
+    def __init__(self, options: ServerOptions, engine: Engine, *, records: Path | None = None) -> None:
+        """``records``: the folder of build records, which is in the store when it is ``None``."""
         self.engine = engine
         self.entitlements = options.entitlements
         self.registry = RegistryConfig(hosts=options.registries)
         self.sessions = SessionManager()
         self.jobs = Jobs(engine)
         limits = HistoryLimits(entries=options.history_entries, age_s=options.history_age_s)
-        self.history = History(engine.store.root / "history", limits)
+        self.history = History(records or engine.store.root / "history", limits)
         self.traces = TraceRecorder()
         policies = options.policies
         if policies is None:

@@ -148,15 +148,9 @@ class _Frontend:
         # With a command line the client has chosen already: BuildKit looks no further then.
         if "cmdline" in self._attrs:
             return ""
-        from crossdock.dockerfile.directives import detect_syntax
-        from crossdock.dockerfile.syntax import is_served
+        from crossdock.dockerfile.syntax import foreign_frontend
 
-        text = options.build_args.get("BUILDKIT_SYNTAX", "").strip()
-        if not text:
-            found = detect_syntax(data, self._filename)
-            text = found.value if found is not None else ""
-        text = text.partition(" ")[0]
-        return "" if not text or is_served(text) else text
+        return foreign_frontend(data, self._filename, options.build_args)
 
     def _input_config(self, name: str) -> ImageConfig | None:
         """Inputs bring an image config in ``input-metadata:NAME``."""
@@ -218,21 +212,28 @@ class _Frontend:
         """Replace a context that the client uploads by what it uploads."""
         if not isinstance(spec, HttpContext) or urlsplit(spec.url).hostname != _UPLOAD_HOST:
             return spec
+        name = f"upload-{urlsplit(spec.url).path.strip('/')}"
+        with self._job.uploading:
+            if name not in self._job.uploads:
+                self._job.uploads[name] = self._uploaded(name, urlsplit(spec.url).path)
+            return InputContext(output=self._job.uploads[name])
+
+    def _uploaded(self, name: str, path_there: str) -> Output:
+        """Receive an upload; returns the files of an archive, or the file."""
         directory = Path(tempfile.mkdtemp(prefix="crossdock-upload-", dir=self._job.engine.store.root))
         self._job.on_close(lambda: _remove(directory))
-        name = f"upload-{urlsplit(spec.url).path.strip('/')}"
         with shown(self._job.log, "[internal] load remote build context") as step:
             path = directory / "context"
             session = self._job.session(self._job.cancel)
             with path.open("wb") as file:
-                pull_upload(session, urlsplit(spec.url).path, file, self._job.cancel)
+                pull_upload(session, path_there, file, self._job.cancel)
             size = path.stat().st_size
             step.transferred("transferring context:", size)
             with path.open("rb") as file:
                 archive = is_archive(file.read(_SNIFFED_BYTES))
         self._job.directories.add(name, directory)
         source = local_source(name, title="[internal] load uploaded build context", hint=name)
-        return InputContext(output=_unpacked(source) if archive else source)
+        return _unpacked(source) if archive else source
 
     def _remote_dockerfile(self, output: Output | None) -> bytes:
         for name in self._names():

@@ -105,6 +105,10 @@ class Job:
         self.bridge: Callable[[Answer, Mapping[str, ops_pb2.Definition]], Mapping[str, Handler]] | None = None
         #: what frontends it may use
         self.frontends = FrontendRules()
+        #: contexts that the client uploaded, by name: each comes once, whoever asks for it again
+        self.uploads: dict[str, Output] = {}
+        # Guards uploads; held while one comes.
+        self.uploading = threading.Lock()
         self.containers = JobContainers()
         self._stack.callback(self.containers.close)
         #: for provenance and the build's record

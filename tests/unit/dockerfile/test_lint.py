@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from crossdock.dockerfile import parse
 from crossdock.dockerfile.lint import parse_check_options
 from crossdock.dockerfile.lint.checks import looks_secret
 from crossdock.dockerfile.lint.rules import RULES
-from crossdock.errors import CrossdockError, DockerfileError, UsageError
+from crossdock.errors import DockerfileError, UsageError
 from support.dockerfiles import ARM64, Files, Images, build
 
 if TYPE_CHECKING:
@@ -135,33 +134,3 @@ def test_wrong_check_options_are_refused(text: str) -> None:
         build(f"# check={text}\nFROM alpine\n")
     with pytest.raises(UsageError, match="BUILDKIT_DOCKERFILE_CHECK"):
         build("FROM alpine\n", build_args={"BUILDKIT_DOCKERFILE_CHECK": text})
-
-
-def test_a_foreign_frontend_is_refused_at_its_line() -> None:
-    with pytest.raises(CrossdockError, match="cannot be run") as info:
-        build("# syntax=example.org/other:1\nFROM alpine\n")
-    assert info.value.code == "not-supported"
-    assert info.value.source is not None
-    assert info.value.source.start.line == 1
-
-
-@pytest.mark.parametrize(
-    "syntax",
-    [
-        "docker/dockerfile:1",
-        "docker/dockerfile:1.7-labs",
-        "docker/dockerfile-upstream:master",
-        "docker.io/docker/dockerfile",
-        "docker/dockerfile:1@sha256:" + "a" * 64,
-    ],
-)
-def test_every_version_of_the_official_frontend_is_served(syntax: str) -> None:
-    assert build(f"# syntax={syntax}\nFROM alpine\n")
-    assert parse(f"# syntax={syntax}\nFROM alpine\n".encode()).directive("syntax") is not None
-
-
-def test_the_build_argument_chooses_the_frontend_first() -> None:
-    build("# syntax=example.org/other\nFROM alpine\n", build_args={"BUILDKIT_SYNTAX": "docker/dockerfile:1"})
-    build("# syntax=example.org/other\nFROM alpine\n", build_args={"BUILDKIT_SYNTAX": "dockerfile.v0"})
-    with pytest.raises(CrossdockError, match=r"example\.org/x"):
-        build("FROM alpine\n", build_args={"BUILDKIT_SYNTAX": "example.org/x"})

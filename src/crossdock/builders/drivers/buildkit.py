@@ -6,7 +6,7 @@ Not for: how the daemon is started or dialled; that is each driver's own.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from crossdock.builders.drivers.abilities import check_classic, check_prune, extra_hosts
 from crossdock.builders.drivers.daemonbuild import DaemonBuild
@@ -160,7 +160,8 @@ class BuildKitDriver:
 
                 text = fetch_dockerfile(client, request, sink, cancel)
                 request = replace(request, dockerfile="", dockerfile_text=text)
-            plan = make_plan(request, cancel=cancel, on_error=failures.append, stdin=_stdin(request))
+            stdin = self.standard_input() if request.context == "-" else None
+            plan = make_plan(request, cancel=cancel, on_error=failures.append, stdin=stdin)
             with plan.stack:
                 if request.add_hosts:
                     plan.attrs["add-hosts"] = extra_hosts(request.add_hosts, workers)
@@ -188,13 +189,21 @@ class BuildKitDriver:
             write_index(layout, metadata["containerimage.descriptor"], layout_tags(request.tags))
         for root, tag in plan.written if "cache.manifest" in metadata else ():
             write_index(root, metadata["cache.manifest"], [tag])
-        save_state(ref, request)
+        self.remember(ref, request)
         return BuildResult(
             images=images, metadata=metadata, index=built_index(metadata), warnings=tuple(build.warnings)
         )
 
     def push(self, outputs: Outputs, sink: EventSink, cancel: CancelToken) -> None:
         """Push what a classic image store could not push itself; only the docker driver has such a store."""
+
+    def standard_input(self) -> BinaryIO:
+        """Open the context that comes on standard input."""
+        return os.fdopen(os.dup(0), "rb")
+
+    def remember(self, ref: str, request: BuildRequest) -> None:
+        """Note where a build, ``ref`` being ``builder/node/ref``, had its context, for who looks at its record."""
+        save_state(ref, request)
 
     def disk_usage(self, filters: Sequence[str], cancel: CancelToken, /) -> list[UsageRecord]:
         """List what the daemon's cache holds."""
@@ -243,10 +252,6 @@ def _caps(client: Client, cancel: CancelToken) -> frozenset[str]:
 
     solve(client, SolveOptions(internal=True), sink=NullSink(), cancel=cancel, frontend=frontend)
     return found[0]
-
-
-def _stdin(request: BuildRequest) -> Any:
-    return os.fdopen(os.dup(0), "rb") if request.context == "-" else None
 
 
 def _record(record: DaemonRecord) -> UsageRecord:

@@ -79,6 +79,7 @@ def _is_unknown(exc: CrossdockError) -> bool:
 def _own_answer(method: str, plan: Plan, gateway: Gateway) -> dict[str, bytes]:
     from crossdock.builders.localpaths import LocalFiles
     from crossdock.dockerfile.attrs import options_from_attrs
+    from crossdock.dockerfile.syntax import foreign_frontend
 
     if method not in METHODS:
         summary = f"--call={method} is not supported by this builder"
@@ -90,6 +91,10 @@ def _own_answer(method: str, plan: Plan, gateway: Gateway) -> dict[str, bytes]:
         summary = f"--call={method}: the daemon is too old for it, and the Dockerfile is not on this machine"
         raise ContextError(summary, hint="give a local context, or use --builder embedded")
     options = options_from_attrs(plan.attrs)
+    image = foreign_frontend(data, name, options.build_args)
+    if image:
+        summary = f"the frontend {image} does not answer --call={method}"
+        raise UsageError(summary, hint="ask whoever made it what it answers")
     return answer(method, data, name, options, images=_Images(gateway), context=files).metadata()
 
 

@@ -13,6 +13,7 @@ from crossdock.builders.localpaths import LocalFiles
 from crossdock.builders.result import BuildResult
 from crossdock.builders.secrets import secret_reader
 from crossdock.builds.images import EngineImages
+from crossdock.dockerfile.syntax import foreign_frontend
 from crossdock.engine.facade import SolveInputs
 from crossdock.errors import CacheError, CrossdockError, NotSupported
 from crossdock.image.platform import local_platform
@@ -79,6 +80,13 @@ class DockerfileBuild:
 
         options = options_from_attrs(self._inputs.attrs, build_platforms=(local_platform(),))
         options = self._fetch(options)
+        image = foreign_frontend(self._dockerfile, self._name, options.build_args)
+        if image:
+            from crossdock.builders.embedded.frontendimage import build_by_image
+
+            return build_by_image(
+                self._engine, self._request, self._inputs, image, self._keeper, self._cancel
+            )
         if self._request.call != "build":
             return self._call(options)
         specs, loaders = plan_outputs(

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from crossdock.dockerfile.contexts import LocalContext
 from crossdock.dockerfile.convert.job import Job
 from crossdock.dockerfile.lint import CheckOptions, Linter, parse_check_options
-from crossdock.dockerfile.syntax import check_syntax
 from crossdock.errors import DockerfileError, UsageError
 from crossdock.patterns import compile_patterns, read_ignore_file
 
@@ -42,7 +41,7 @@ def convert(
 ) -> list[PlatformResult]:
     """Convert for every target platform, in their order; warnings come once, from the first.
 
-    Raises: DockerfileError (further problems in ``others``); NotSupported for a foreign ``# syntax=``; UsageError for
+    Raises: DockerfileError (further problems in ``others``); UsageError for
     a wrong build argument; what ``images`` raises, with the place of the FROM.
     """
     interned: Interned = {}
@@ -60,7 +59,6 @@ def converted_jobs(
     sources: SourceTimes | None,
 ) -> list[Job]:
     """Do everything but finish the graphs; for the sub-requests, which want the stages."""
-    check_syntax(dockerfile, options.build_args)
     check_options = _check_options(dockerfile, options.build_args)
     patterns = _ignore_patterns(dockerfile, options, context)
     try:
