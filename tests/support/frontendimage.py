@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from support.programs import add_program, put
 if TYPE_CHECKING:
     import services
 
-__all__ = ["forwarder", "frontend", "running_frontends"]
+__all__ = ["MISBEHAVIOUR", "forwarder", "frontend", "frontends_end"]
 
 SOURCE = Path(__file__).resolve().parents[2] / "src/crossdock"
 FRONTEND = '''
@@ -93,8 +94,18 @@ try:
     call("Return", pb.ReturnRequest(result=result), pb.ReturnResponse)
 except Exception as exc:
     sys.exit(f"refused: {exc}")
+if mode == "linger":
+    time.sleep(3600)
 os._exit(0)
 '''
+
+#: values of the build argument ``mode``, and what is then said
+MISBEHAVIOUR = (
+    ("crash", "ended without a result: exit code 1"),
+    ("nonsense", "ended without a result"),
+    ("error", "line 7 makes no sense"),
+    ("lie", "ended without a result"),
+)
 
 
 def _tree(root: Path) -> None:
@@ -149,7 +160,16 @@ def _push(folder: Path, name: str) -> None:
     shutil.rmtree(folder / "tree")
 
 
-def running_frontends() -> list[str]:
-    """Return the frontends at work on this machine."""
+def frontends_end(timeout_s: float = 60) -> bool:
+    """Wait until no frontend is at work on this machine; other cases, running beside, have some for seconds."""
+    deadline = time.monotonic() + timeout_s
+    while _frontends():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _frontends() -> list[str]:
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     return [line for line in listed.splitlines() if line.endswith("/usr/bin/python3 -S /frontend.py")]

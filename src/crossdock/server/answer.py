@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from crossdock.errors import CrossdockError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from crossdock.cancel import CancelToken
     from crossdock.server.results import Results
 
@@ -17,7 +19,9 @@ __all__ = ["Answer"]
 class Answer:
     """Given once, waited for by one. Safe from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_given: Callable[[], object] | None = None) -> None:
+        """``on_given`` is called when it is there."""
+        self._on_given = on_given
         # Guards _outcome; notified when it is there.
         self._changed = threading.Condition()
         self._outcome: Results | CrossdockError | None = None
@@ -36,6 +40,8 @@ class Answer:
                 raise UsageError(summary)
             self._outcome = outcome
             self._changed.notify_all()
+        if self._on_given is not None:
+            self._on_given()
 
     def wait(self, cancel: CancelToken) -> Results:
         """Wait for the result. Raises: the error that came instead; the token's cause."""

@@ -26,6 +26,7 @@ from crossdock.llb.ops import ExecMeta, Mount, NetMode, OpMetadata, SourceOp
 from crossdock.progress.events import VertexLog
 from crossdock.server.answer import Answer
 from crossdock.server.failures import Unsupported
+from crossdock.server.patience import Patience
 from crossdock.server.results import platform_json
 
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ __all__ = ["run_frontend_image", "serve_stdio"]
 
 _NETWORK_NONE = "moby.buildkit.frontend.network.none"
 _LABEL_CAPS = "moby.buildkit.frontend.caps"
-#: seconds in which a frontend that has returned its result must end
-_GRACE_S = 10.0
 
 
 class _Run(Protocol):
@@ -171,8 +170,9 @@ def run_frontend_image(
         refs=(image,),
         network=NetMode.NONE if _NETWORK_NONE in labels else NetMode.UNSET,
     )
-    answer = Answer()
     container = job.engine.container(spec, inputs=job.inputs(), sink=job.log, cancel=job.cancel)
+    patience = Patience(source, job.cancel)
+    answer = Answer(on_given=patience.answered)
     try:
         with shown(job.log, f"[internal] running frontend {pinned.familiar}") as step:
 
@@ -180,16 +180,26 @@ def run_frontend_image(
                 now = time.time_ns()
                 job.log.emit(VertexLog(vertex=step.digest, stream=2, data=data, timestamp_ns=now))
 
-            result = serve_stdio(
-                lambda stdio, log, cancel: container.run(meta, stdio=stdio, log=log, cancel=cancel),
-                handlers(answer),
-                show,
-                job.cancel,
-            )
-            if not answer.given:
-                answer.give(_without_result(source, result))
+            def run(stdio: StepStdio, log: Callable[[int, bytes], None], cancel: CancelToken) -> StepResult:
+                def heard(number: int, data: bytes) -> None:
+                    if number == 1:
+                        patience.spoke()
+                    log(number, data)
+
+                return container.run(meta, stdio=stdio, log=heard, cancel=cancel)
+
+            try:
+                result = serve_stdio(run, handlers(answer), show, patience.cancel)
+                if not answer.given:
+                    answer.give(_without_result(source, result))
+            except CrossdockError:
+                # The answer of one that had to be ended holds.
+                if not (answer.given and patience.cancel.cancelled):
+                    raise
     finally:
+        patience.close()
         container.close()
+    job.cancel.check()
     return answer.wait(job.cancel)
 
 

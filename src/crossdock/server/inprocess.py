@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from crossdock.buildkit.rpc.serve import Server
 from crossdock.buildkit.transport import SocketStream
 from crossdock.emulation.platforms import offered_platforms
+from crossdock.engine.sandbox.worker import current_worker
 from crossdock.server.daemon import Daemon
 from crossdock.server.options import ServerOptions
 
@@ -39,9 +40,11 @@ def serving(engine: Engine, entitlements: frozenset[str]) -> Iterator[Callable[[
         policies=(),
         network=sandbox.network,
     )
+    worker = current_worker()  # its folder is gone with it, however it ends
+    folder = worker.run_dir if worker is not None else None
     connections: list[Server] = []
     with ExitStack() as stack:
-        records = stack.enter_context(tempfile.TemporaryDirectory(prefix="crossdock-records-"))
+        records = stack.enter_context(tempfile.TemporaryDirectory(prefix="crossdock-records-", dir=folder))
         daemon = Daemon(options, engine, records=Path(records))
         stack.callback(_disconnect, connections)
         stack.callback(daemon.close)

@@ -6,12 +6,11 @@ import json
 import os
 import signal
 import tarfile
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
-from support.frontendimage import running_frontends
+from support.frontendimage import MISBEHAVIOUR, frontends_end
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,15 +66,7 @@ def test_a_file_in_a_language_of_its_own_is_built(strange: Case, frontend: str) 
     assert "[internal] running frontend" in done.err
 
 
-@pytest.mark.parametrize(
-    ("mode", "wanted"),
-    [
-        ("crash", "ended without a result: exit code 1"),
-        ("nonsense", "ended without a result"),
-        ("error", "line 7 makes no sense"),
-        ("lie", "ended without a result"),
-    ],
-)
+@pytest.mark.parametrize(("mode", "wanted"), MISBEHAVIOUR)
 def test_one_that_misbehaves_fails_its_build_with_a_sentence(strange: Case, mode: str, wanted: str) -> None:
     done = strange.build("--build-arg", f"mode={mode}", strange.folder).failed()
     assert wanted in done.err
@@ -104,10 +95,13 @@ def test_ctrl_c_ends_one_that_hangs(strange: Case) -> None:
     _, err = running.communicate(timeout=60)
     assert running.returncode == 130, err
     assert "Traceback" not in err
-    deadline = time.monotonic() + 20
-    while running_frontends() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not running_frontends()
+    assert frontends_end()
+
+
+def test_one_that_does_not_end_after_its_result_is_ended(strange: Case) -> None:
+    strange.written("--build-arg", "mode=linger")
+    assert (strange.out / "told").exists()
+    assert frontends_end()
 
 
 def test_what_it_cannot_answer_is_said(strange: Case, frontend: str) -> None:
