@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections import deque
 from contextlib import nullcontext
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -44,6 +45,8 @@ __all__ = ["JobWatcher", "Scheduler"]
 
 #: threads that compute keys and content digests
 _KEY_THREADS = 4
+#: what is kept of a running op's events, for jobs that join it
+_PAST_BYTES = 1 << 20
 
 _Pooled = TypeVar("_Pooled", AskCacheMap, AskContent, Execute)
 
@@ -84,6 +87,44 @@ class _VertexSink:
     def emit(self, event: progress.Event, /) -> None:
         for job in self._scheduler.jobs_of(self._vertex):
             job.watcher.emit(self._vertex, event)
+
+
+class _RunSink:
+    """Gives the events of a running op to every job that has the vertex; who joins late first hears what was."""
+
+    __slots__ = ("_joined", "_lock", "_past", "_past_bytes", "_scheduler", "vertex")
+
+    def __init__(self, scheduler: Scheduler, vertex: str) -> None:
+        self._scheduler = scheduler
+        self.vertex = vertex
+        self._lock = threading.Lock()
+        self._joined = set(scheduler.jobs_of(vertex))
+        self._past: deque[progress.Event] = deque()
+        self._past_bytes = 0
+
+    def emit(self, event: progress.Event, /) -> None:
+        with self._lock:
+            self._past.append(event)
+            self._past_bytes += _weight(event)
+            while self._past_bytes > _PAST_BYTES:
+                self._past_bytes -= _weight(self._past.popleft())
+            for job in self._scheduler.jobs_of(self.vertex):
+                if job in self._joined:
+                    job.watcher.emit(self.vertex, event)
+
+    def join(self, job: _Job) -> None:
+        """Let a job hear what there was, and from now on what there is."""
+        with self._lock:
+            if job in self._joined:
+                return
+            self._joined.add(job)
+            for event in self._past:
+                job.watcher.emit(self.vertex, event)
+
+
+def _weight(event: progress.Event) -> int:
+    """Return roughly what an event takes in memory."""
+    return 400 + len(getattr(event, "data", b""))
 
 
 class _Pool:
@@ -159,6 +200,8 @@ class Scheduler:
         self._ids = itertools.count(1)
         #: of each command in a pool; the coordinator's own
         self._cancels: dict[int, CancelToken] = {}
+        #: of each op at work; the coordinator's own
+        self._running: dict[int, _RunSink] = {}
         #: why the coordinator ended before its time
         self._broken: BaseException | None = None
 
@@ -256,6 +299,7 @@ class Scheduler:
             try:
                 if not isinstance(event, AddJob | RemoveJob):
                     self._cancels.pop(event.token, None)
+                    self._running.pop(event.token, None)
                 for command in self._state.handle(event):
                     self._dispatch(command)
             except Exception as exc:  # noqa: BLE001 -- top of the thread: whoever waits must learn of it
@@ -282,6 +326,7 @@ class Scheduler:
             case Notify() | FinishJob():
                 self._tell(command)
             case Cancel(token):
+                self._running.pop(token, None)
                 if (running := self._cancels.pop(token, None)) is not None:
                     running.cancel(Cancelled("nobody wants the result any more"))
             case Lookup():
@@ -305,11 +350,18 @@ class Scheduler:
                 # A job is a party also to what leads its own vertices, which it does not know.
                 if (job := self._job(job_id)) is not None and command.vertex in job.ids:
                     job.watcher.notify(command.vertex, command.what, command.error)
+                    if command.what == "started":
+                        self._join(job, command.vertex)
         elif (job := self._job(command.job)) is not None:
             job.results = command.results
             job.keyed = command.keyed
             job.error = command.error
             job.done.set()
+
+    def _join(self, job: _Job, vertex: str) -> None:
+        for sink in self._running.values():
+            if sink.vertex == vertex:
+                sink.join(job)
 
     def _job(self, job_id: str) -> _Job | None:
         with self._lock:
@@ -319,7 +371,11 @@ class Scheduler:
         return OpContext(CancelToken(), _VertexSink(self, vertex))
 
     def _submit(self, pool: _Pool, command: _Pooled, perform: Callable[[_Pooled, OpContext], Event]) -> None:
-        ctx = self._context(command.vertex)
+        if isinstance(command, Execute):
+            sink = self._running[command.token] = _RunSink(self, command.vertex)
+            ctx = OpContext(CancelToken(), sink)
+        else:
+            ctx = self._context(command.vertex)
         self._cancels[command.token] = ctx.cancel
 
         def task() -> None:

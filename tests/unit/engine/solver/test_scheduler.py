@@ -107,6 +107,40 @@ def test_two_solves_of_one_vertex_share_it_and_the_last_to_leave_cancels(schedul
     assert op.exec_calls <= 2
 
 
+@pytest.mark.parametrize("written", [3, 5000])
+def test_who_joins_late_hears_what_was_said_before(scheduler: Any, written: int) -> None:
+    """All of it, or the end of it when it is long; nothing twice, and in order."""
+    heard = threading.Event()
+
+    class Talking(FakeOp):
+        def execute(self, inputs: Any, ctx: Any) -> Any:
+            for number in range(written):
+                ctx.sink.emit(number)
+            self.started.set()
+            assert heard.wait(10)
+            ctx.sink.emit("end")
+            return super().execute(inputs, ctx)
+
+    class Late(Watcher):
+        def notify(self, vertex: Any, what: Any, error: Any) -> None:
+            super().notify(vertex, what, error)
+            if what == "started":
+                heard.set()
+
+    op, early, late = Talking("a"), Watcher(), Late()
+    first, _ = in_thread(
+        lambda: scheduler.solve([vertex(op)], [("a", 0)], watcher=early, cancel=CancelToken())
+    )
+    assert op.started.wait(5)
+    scheduler.solve([vertex(op)], [("a", 0)], watcher=late, cancel=CancelToken())
+    first.join(5)
+    said = [event for _, event in early.events]
+    assert said == [*range(written), "end"]
+    told = [event for _, event in late.events]
+    assert told == said[-len(told) :]
+    assert len(told) > min(written, 1000)
+
+
 def test_cancelling_stops_the_op(scheduler: Any) -> None:
     op = FakeOp("a")
     op.gate = threading.Event()
