@@ -13,9 +13,22 @@ from crossdock.progress.events import Vertex, VertexLog, VertexStatus, VertexWar
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from crossdock.dockerfile.lint import LintWarning
     from crossdock.progress.events import Event, EventSink
 
-__all__ = ["EventKeeper", "ShownStep", "shown"]
+__all__ = ["EventKeeper", "ShownStep", "lint_warning", "shown"]
+
+
+def lint_warning(vertex: str, warning: LintWarning) -> VertexWarning:
+    """Return a finding of the build checks as the event that shows it at a step."""
+    return VertexWarning(
+        vertex=vertex,
+        level=1,
+        short=f"{warning.rule}: {warning.message}",
+        detail=(warning.description,),
+        url=warning.url,
+        source=warning.where,
+    )
 
 
 class ShownStep:

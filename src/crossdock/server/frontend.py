@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from crossdock.builds.steps import shown
+from crossdock.builds.steps import lint_warning, shown
 from crossdock.builds.times import EngineTimes
 from crossdock.dockerfile.contexts import (
     GitContext,
@@ -32,7 +32,6 @@ from crossdock.errors import ContextError, UsageError
 from crossdock.image.platform import local_platform
 from crossdock.llb.graph import Node, Output
 from crossdock.llb.ops import FileAction, FileActionCopy, FileOp, OpMetadata
-from crossdock.progress.events import VertexWarning
 from crossdock.record import replace
 from crossdock.server.clientcalls import pull_upload
 from crossdock.server.failures import Unsupported
@@ -298,16 +297,7 @@ class _Frontend:
             return _read(self._directory(local, attrs, step.digest), path)
 
     def _warn(self, warning: LintWarning) -> None:
-        self._job.log.emit(
-            VertexWarning(
-                vertex=self._definition,
-                level=1,
-                short=f"{warning.rule}: {warning.message}",
-                detail=(warning.description,),
-                url=warning.url,
-                source=warning.where,
-            )
-        )
+        self._job.log.emit(lint_warning(self._definition, warning))
 
 
 def _read(root: Path, path: str) -> bytes | None:

@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError
 
 from crossdock.buildkit.proto import control_pb2
 from crossdock.errors import StoreError, translate
+from crossdock.wholefile import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -149,14 +150,8 @@ class HistoryStore:
 
 def _replace(path: Path, data: bytes) -> None:
     """Write a file whole. Raises: StoreError, StoreFull."""
-    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
     with translate({OSError: _unreadable}):
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_whole(os.fspath(path), data)
 
 
 def _unreadable(exc: BaseException) -> StoreError:

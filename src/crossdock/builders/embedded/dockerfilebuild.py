@@ -13,11 +13,11 @@ from crossdock.builders.localpaths import LocalFiles
 from crossdock.builders.result import BuildResult
 from crossdock.builders.secrets import secret_reader
 from crossdock.builds.images import EngineImages
+from crossdock.builds.steps import lint_warning
 from crossdock.dockerfile.syntax import foreign_frontend
 from crossdock.engine.facade import SolveInputs
 from crossdock.errors import CacheError, CrossdockError, NotSupported
 from crossdock.image.platform import local_platform
-from crossdock.progress.events import VertexWarning
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -255,16 +255,7 @@ class DockerfileBuild:
             error.hint = "the build context is empty: the Dockerfile came from standard input"
 
     def _warn(self, warning: LintWarning) -> None:
-        self._keeper.emit(
-            VertexWarning(
-                vertex=self._definition,
-                level=1,
-                short=f"{warning.rule}: {warning.message}",
-                detail=(warning.description,),
-                url=warning.url,
-                source=warning.where,
-            )
-        )
+        self._keeper.emit(lint_warning(self._definition, warning))
 
     def _call(self, options: ConvertOptions) -> BuildResult:
         """Answer a question instead of building."""

@@ -21,7 +21,7 @@ from crossdock.engine.exporters.destination import export_error
 from crossdock.errors import CrossdockError, ExportError
 from crossdock.image.descriptor import Descriptor
 from crossdock.image.digest import digest_hex
-from crossdock.wholefile import temporary_name
+from crossdock.wholefile import temporary_name, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -136,13 +136,7 @@ def read_index(path: Path) -> list[Descriptor]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(temporary_name(path.name))
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_whole(os.fspath(path), data, mode=0o666)
 
 
 @contextmanager
