@@ -129,9 +129,12 @@ class JobCaches:
         from crossdock.server.clientcache import ClientCacheBackend
 
         job = self._job
+        # The answer names one manifest for all directories: only if it is alone can one differ from what this build has.
+        alone = sum(spec.type == "local" for spec in specs) == 1
 
         def make(attrs: Mapping[str, str]) -> Backend:
-            return ClientCacheBackend(attrs, job.session)
+            turns = job.sessions.turns
+            return ClientCacheBackend(attrs, job.session, turns, merges=alone)
 
         return [spec._replace(make=make) if spec.type == "local" else spec for spec in specs]
 

@@ -14,6 +14,7 @@ from crossdock.buildkit.rpc.messages import prefixed
 from crossdock.buildkit.rpc.serve import parsed
 from crossdock.buildkit.rpc.status import RpcError
 from crossdock.errors import ContextError
+from crossdock.record import NamedTuple
 from crossdock.server.streams import session_failure
 
 if TYPE_CHECKING:
@@ -25,11 +26,23 @@ if TYPE_CHECKING:
     from crossdock.image.digest import Digest
     from crossdock.server.sessions import ClientSession, SessionManager
 
-__all__ = ["ClientLayouts", "open_blob", "write_blob"]
+__all__ = ["ClientLayouts", "ListedBlob", "list_blobs", "open_blob", "write_blob"]
 
+_LIST = "/containerd.services.content.v1.Content/List"
 _READ = "/containerd.services.content.v1.Content/Read"
 _WRITE = "/containerd.services.content.v1.Content/Write"
 _BLOCK = 1 << 20
+#: blobs of a client's store that are taken note of
+_MOST_LISTED = 200_000
+_STORE_ID = "buildkit-attachable-store-id"
+
+
+class ListedBlob(NamedTuple):
+    """A blob that a client's store has."""
+
+    size: int
+    #: when it was written, by the client's clock
+    written_ns: int
 
 
 class ClientLayouts(Mapping[str, "Callable[[Digest], BinaryIO]"]):
@@ -58,25 +71,58 @@ class ClientLayouts(Mapping[str, "Callable[[Digest], BinaryIO]"]):
         return True
 
 
-def open_blob(session: ClientSession, store: str, digest: str, cancel: CancelToken) -> BinaryIO:
-    """Open a blob of a client's store for one pass; whether it is there shows when it is read.
+def list_blobs(session: ClientSession, store: str, cancel: CancelToken) -> dict[str, ListedBlob]:
+    """Return what a client's store has, by digest; nothing of a store that has no blobs folder yet.
+
+    Raises: ContextError with the client's words, or when it offers no list; SessionLost; the token's cause.
+    """
+    what = f"listing the client's {store}"
+    if not session.supports(_LIST):
+        summary = f"{what}: the client does not offer it"
+        raise ContextError(summary)
+    call = session.start(_LIST, ((_STORE_ID, store),))
+    found: dict[str, ListedBlob] = {}
+    try:
+        with cancel.waking(call.cancel):
+            call.send_raw(prefixed(content_pb2.ListContentRequest().SerializeToString()), end=True)
+            for message in call.messages():
+                for blob in parsed(content_pb2.ListContentResponse, message).info:
+                    written_ns = blob.created_at.seconds * 10**9 + blob.created_at.nanos
+                    found[blob.digest] = ListedBlob(blob.size, written_ns)
+                if len(found) > _MOST_LISTED:
+                    break
+    except RpcError as exc:
+        cancel.check()
+        if exc.code != "NOT_FOUND" and "no such file" not in exc.message:
+            raise session_failure(session, exc, what) from exc
+    finally:
+        call.cancel()
+    return found
+
+
+def open_blob(
+    session: ClientSession, store: str, digest: str, cancel: CancelToken, *, size: int = 0
+) -> BinaryIO:
+    """Open a blob of a client's store for one pass, or its first ``size`` bytes; whether it is there shows when it is read.
 
     Raises: ContextError when the client offers no store; SessionLost.
     """
-    return io.BufferedReader(_Reader(session, store, digest, cancel), _BLOCK)
+    return io.BufferedReader(_Reader(session, store, digest, cancel, size), _BLOCK)
 
 
 class _Reader(io.RawIOBase):
     """A blob of a client's store as a file."""
 
-    def __init__(self, session: ClientSession, store: str, digest: str, cancel: CancelToken) -> None:
+    def __init__(
+        self, session: ClientSession, store: str, digest: str, cancel: CancelToken, size: int
+    ) -> None:
         self._session = session
         self._what = f"reading {digest} of the client's {store}"
         if not session.supports(_READ):
             summary = f"{self._what}: the client offers no content store"
             raise ContextError(summary)
-        self._call = session.start(_READ, (("buildkit-attachable-store-id", store),))
-        request = content_pb2.ReadContentRequest(digest=digest)
+        self._call = session.start(_READ, ((_STORE_ID, store),))
+        request = content_pb2.ReadContentRequest(digest=digest, size=size)
         try:
             self._call.send_raw(prefixed(request.SerializeToString()), end=True)
         except RpcError as exc:
@@ -122,8 +168,10 @@ def write_blob(
     if not session.supports(_WRITE):
         summary = f"{what}: the client offers no content store"
         raise ContextError(summary)
-    call = session.start(_WRITE, (("buildkit-attachable-store-id", store),))
-    common: dict[str, Any] = {"ref": f"crossdock-{digest}", "total": size, "expected": digest}
+    call = session.start(_WRITE, ((_STORE_ID, store),))
+    # Unfinished writes lie in the client's directory by this name, where other clients may be writing the same blob.
+    ref = f"crossdock-{session.id}-{digest}"
+    common: dict[str, Any] = {"ref": ref, "total": size, "expected": digest}
     offset = 0
     try:
         with cancel.waking(call.cancel):
@@ -135,23 +183,25 @@ def write_blob(
                 offset += len(data)
             request = content_pb2.WriteContentRequest(action=content_pb2.COMMIT, offset=offset, **common)
             call.send_raw(prefixed(request.SerializeToString()), end=True)
-            for _ in call.messages():
-                pass
+            error = _ended(call)
     except RpcError as exc:
-        cancel.check()
         # A client that has the blob already ends the call while it is sent, so ask how it ended.
-        error = _ended(call, exc)
-        if error is not None and error.code != "ALREADY_EXISTS":
-            raise session_failure(session, error, what) from exc
+        error = _ended(call)
+        if error is not None and error.code == "CANCELLED":
+            error = exc
     finally:
         call.cancel()
+    if error is not None:
+        cancel.check()
+        if error.code != "ALREADY_EXISTS":
+            raise session_failure(session, error, what) from error
 
 
-def _ended(call: Call, error: RpcError) -> RpcError | None:
-    """Return how a call ended whose sending failed; ``None``: well."""
+def _ended(call: Call) -> RpcError | None:
+    """Return how a call ended; ``None``: well."""
     try:
         for _ in call.messages():
             pass
     except RpcError as exc:
-        return error if exc.code == "CANCELLED" else exc
+        return exc
     return None

@@ -17,6 +17,7 @@ from crossdock.buildkit.rpc.serve import parsed
 from crossdock.buildkit.rpc.status import UNAVAILABLE, RpcError
 from crossdock.errors import ContextError, UsageError
 from crossdock.server.tokens import TokenPool
+from crossdock.server.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -176,6 +177,8 @@ class SessionManager:
     def __init__(self) -> None:
         #: tokens that sessions of the same logins share
         self.tokens = TokenPool()
+        #: at directories of clients
+        self.turns = Turns()
         # Guards _sessions and _closing; notified when a session arrives or goes.
         self._changed = threading.Condition()
         self._sessions: dict[str, ClientSession] = {}

@@ -11,15 +11,17 @@ import pytest
 from crossdock.builders.dockerconfig import DockerEndpoint
 from crossdock.builders.drivers.docker import DockerDriver
 from crossdock.builders.request import BuildRequest
+from crossdock.builders.usage import PruneRequest
 from crossdock.cancel import CancelToken
 from crossdock.progress import Event, Vertex
-from integration.cache.cachekit import Builder, steps_run
+from integration.cache.cachekit import Builder, contexts, steps_run
 from support.servers import skopeo
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import services
+    from support.servers import BaseImages
 
 pytestmark = [
     pytest.mark.needs("root", "docker", "docker26", "base", "crun", "userns", "overlay", "skopeo"),
@@ -86,3 +88,30 @@ def test_a_cache_of_buildkits_is_kept_beside_ours(
     merged = config_of(reference)
     assert theirs <= {record["digest"] for record in merged["records"]}
     assert steps_run(builder("two", context, "--cache-from", reference).err) == set()
+
+
+def records_in(cache: Path) -> set[str]:
+    """Digests of the keys that a directory lists."""
+    blobs = cache / "blobs/sha256"
+    (listed,) = json.loads((cache / "index.json").read_text())["manifests"]
+    manifest = json.loads((blobs / listed["digest"][7:]).read_text())
+    entries = [manifest["config"]] if "config" in manifest else manifest["manifests"]
+    (config,) = [e for e in entries if e["mediaType"] == "application/vnd.buildkit.cacheconfig.v0"]
+    return {record["digest"] for record in json.loads((blobs / config["digest"][7:]).read_text())["records"]}
+
+
+@pytest.mark.parametrize("merge", ["true", "false"])
+def test_what_a_directory_holds_is_kept_by_the_client_since_buildkit_replaces_it(
+    docker_engine_containerd: services.DockerEngine, base: BaseImages, tmp_path: Path, merge: str
+) -> None:
+    cache = tmp_path / "cache"
+    one, two = contexts(tmp_path, base.index, "pq")
+    entry = {"type": "local", "dest": str(cache), "mode": "max", "merge": merge}
+    buildkit(docker_engine_containerd, one, cache_to=(entry,))
+    first = records_in(cache)
+    buildkit(docker_engine_containerd, two, cache_to=(entry,))
+    assert (first <= records_in(cache)) == (merge == "true")
+    driver = DockerDriver(DockerEndpoint("test", docker_engine_containerd.address))
+    driver.prune(PruneRequest(all=True), CancelToken())
+    seen = buildkit(docker_engine_containerd, two, cache_from=({"type": "local", "src": str(cache)},))
+    assert next(v for name, v in seen.items() if "echo slow" in name).cached

@@ -6,7 +6,7 @@ Not for: how the daemon is started or dialled; that is each driver's own.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from crossdock.builders.drivers.abilities import check_classic, check_prune, extra_hosts
 from crossdock.builders.drivers.daemonbuild import DaemonBuild
@@ -26,10 +26,11 @@ from crossdock.errors import BuilderError, CrossdockError
 from crossdock.record import replace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from crossdock.builders.drivers.base import NodeInfo
     from crossdock.builders.drivers.outputs import Outputs
+    from crossdock.builders.drivers.plan import Plan
     from crossdock.builders.model import Node, NodeGroup
     from crossdock.builders.request import BuildRequest
     from crossdock.builders.usage import PruneRequest, UsageRecord
@@ -187,8 +188,8 @@ class BuildKitDriver:
             self.push(outputs, sink, cancel)
         for layout in outputs.layouts:
             write_index(layout, metadata["containerimage.descriptor"], layout_tags(request.tags))
-        for root, tag in plan.written if "cache.manifest" in metadata else ():
-            write_index(root, metadata["cache.manifest"], [tag])
+        if plan.written and "cache.manifest" in metadata:
+            metadata["cache.manifest"] = _listed(plan, metadata["cache.manifest"], sink, cancel)
         self.remember(ref, request)
         return BuildResult(
             images=images, metadata=metadata, index=built_index(metadata), warnings=tuple(build.warnings)
@@ -230,6 +231,17 @@ class BuildKitDriver:
                 cancel=cancel,
             )
             return _asked(lambda: [_record(r) for r in removed], cancel)
+
+
+def _listed(plan: Plan, written: Mapping[str, Any], sink: EventSink, cancel: CancelToken) -> dict[str, Any]:
+    """List what was exported to local caches in their indexes; returns the manifest that is listed."""
+    from crossdock.image import Descriptor
+
+    manifest = Descriptor.from_json(written, "the daemon's cache.manifest")
+    listed = manifest
+    for cache in plan.written:
+        listed = cache.adopt(manifest, sink, cancel)
+    return listed.to_json()
 
 
 def _asked(question: Callable[[], T], cancel: CancelToken) -> T:

@@ -19,6 +19,8 @@ from crossdock.record import NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from crossdock.engine.remotecache.adopt import AdoptedCache
+
 __all__ = ["CachePlan", "plan_caches"]
 
 _AWS = {
@@ -29,12 +31,12 @@ _AWS = {
 
 
 class CachePlan(NamedTuple):
-    """What is asked, the layouts that are served, and those whose index gets the new cache: directory and tag."""
+    """What is asked, the layouts that are served, and those whose index gets the new cache."""
 
     imports: tuple[CacheEntry, ...]
     exports: tuple[CacheEntry, ...]
     stores: dict[str, LayoutStore]
-    written: tuple[tuple[Path, str], ...]
+    written: tuple[AdoptedCache, ...]
 
 
 def plan_caches(imports: Iterable[Mapping[str, str]], exports: Iterable[Mapping[str, str]]) -> CachePlan:
@@ -54,7 +56,7 @@ def plan_caches(imports: Iterable[Mapping[str, str]], exports: Iterable[Mapping[
 class _Plan:
     def __init__(self) -> None:
         self.stores: dict[str, LayoutStore] = {}
-        self.written: list[tuple[Path, str]] = []
+        self.written: list[AdoptedCache] = []
 
     def importing(self, spec: Mapping[str, str]) -> CacheEntry | None:
         kind, attrs = _split(spec)
@@ -79,7 +81,9 @@ class _Plan:
                 raise ExportError(summary) from exc
             attrs["dest"] = str(root)
             self.stores[f"local:{root}"] = LayoutStore(root, writable=True)
-            self.written.append((root, attrs.get("tag", "latest")))
+            from crossdock.engine.remotecache.adopt import AdoptedCache
+
+            self.written.append(AdoptedCache(attrs))
         return _filled(kind, attrs)
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from crossdock.buildkit.session.layout import LayoutStore
     from crossdock.buildkit.session.server import Attachable
     from crossdock.cancel import CancelToken
+    from crossdock.engine.remotecache.adopt import AdoptedCache
     from crossdock.errors import CrossdockError
     from crossdock.llb import Definition
     from crossdock.llb.policyrules import Policy
@@ -59,8 +60,8 @@ class Plan(Record, frozen=False):
     shared_key: str = ""
     #: content stores by the name the daemon asks for
     stores: dict[str, LayoutStore] = field(default_factory=dict)
-    #: layouts whose index gets the cache that was exported, with the tag
-    written: tuple[tuple[Path, str], ...] = ()
+    #: local caches that are exported: listed in the index of their layouts at the end
+    written: tuple[AdoptedCache, ...] = ()
     #: local directories by the name the daemon asks for
     directories: dict[str, Path] = field(default_factory=dict)
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["ContentStores"]
 
 _CHUNK = 1 << 20
+_ATTEMPTS = 100
 
 
 class _Ingest:
@@ -43,12 +44,23 @@ class _Ingest:
 
     def __init__(self, store: LayoutStore) -> None:
         self.dir = store.root / "ingest"
-        self.dir.mkdir(parents=True, exist_ok=True)
         self.path = self.dir / secrets.token_hex(8)
-        self.file: BinaryIO = self.path.open("wb")
+        self.file = self._open()
         self.hash = hashlib.sha256()
         self.offset = 0
         self.total = 0
+
+    def _open(self) -> BinaryIO:
+        attempts = 0
+        while True:
+            self.dir.mkdir(parents=True, exist_ok=True)
+            try:
+                return self.path.open("wb")
+            except FileNotFoundError:
+                # Another build that writes to this layout has removed the empty folder.
+                attempts += 1
+                if attempts == _ATTEMPTS:
+                    raise
 
     def write(self, data: bytes) -> None:
         self.file.write(data)

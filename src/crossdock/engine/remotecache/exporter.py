@@ -13,16 +13,15 @@ from crossdock.engine.exporters.blobs import LayerBlobs
 from crossdock.engine.exporters.parallel import run_parallel
 from crossdock.engine.exporters.report import reported
 from crossdock.engine.remotecache.backend import ANY, LayerToWrite, Stored
-from crossdock.engine.remotecache.bounds import Bounds, bounded
 from crossdock.engine.remotecache.chain import KnownKey, to_records
 from crossdock.engine.remotecache.config import (
     CREATED,
     UNCOMPRESSED,
     CacheConfig,
     CacheResult,
-    describe_layers,
     merge,
 )
+from crossdock.engine.remotecache.merging import merged
 from crossdock.engine.remotecache.mounts import pack_mounts
 from crossdock.engine.remotecache.spec import INLINE, ExportOptions, make_backend
 from crossdock.engine.remotecache.times import parse_time, today, write_time
@@ -46,7 +45,6 @@ if TYPE_CHECKING:
     from crossdock.engine.remotecache.spec import CacheSpec
     from crossdock.engine.solver import Found, KeyedVertex
     from crossdock.engine.store import LayerId
-    from crossdock.image.digest import Digest
     from crossdock.layers.compression import Compression
 
 __all__ = ["CacheExporter", "Solved"]
@@ -233,10 +231,19 @@ class CacheExporter:
         suspicious = backend.checks_layers
         for attempt in range(_ATTEMPTS):
             there = self._there(backend, report) if options.merge else None
-            merged = self._merged(backend, own, there, options, suspicious=suspicious)
+            config = own
+            if there is not None:
+                config = merged(
+                    backend,
+                    own,
+                    there.config,
+                    max_results=options.max_results,
+                    suspicious=suspicious,
+                    cancel=cancel,
+                )
             previous = ANY if not options.merge else None if there is None else there.version
             try:
-                response = backend.replace(merged, previous, report, cancel)
+                response = backend.replace(config, previous, report, cancel)
             except RegistryError as exc:
                 if suspicious or there is None or not _PARTS_MISSING & set(exc.codes):
                     raise
@@ -264,37 +271,6 @@ class CacheExporter:
                 raise
             report.note(f"warning: what is there cannot be merged and is replaced: {exc.summary}")
             return Stored(CacheConfig(), ANY)  # it is replaced, whatever its version
-
-    def _merged(
-        self,
-        backend: Backend,
-        own: CacheConfig,
-        there: Stored | None,
-        options: ExportOptions,
-        *,
-        suspicious: bool,
-    ) -> CacheConfig:
-        if there is None:
-            return own
-        layers = {**there.config.layers, **own.layers}
-        records = merge(own.records, there.config.records)
-        limits = Bounds(max_results=options.max_results, today=today())
-        kept = bounded(records, own.records, layers, limits)
-        if suspicious:
-            gone = self._gone(backend, CacheConfig(kept, layers), own)
-            if gone:
-                layers = {digest: layer for digest, layer in layers.items() if digest not in gone}
-                kept = bounded(kept, own.records, layers, limits)
-        return CacheConfig(kept, layers)
-
-    def _gone(self, backend: Backend, config: CacheConfig, own: CacheConfig) -> set[Digest]:
-        others = [digest for digest in describe_layers(config) if digest not in own.layers]
-
-        def there(digest: Digest, cancel: CancelToken) -> bool:
-            return backend.is_there(config.layers[digest], cancel)
-
-        found = run_parallel(there, others, workers=backend.senders, cancel=self._context.cancel)
-        return {digest for digest, here in zip(others, found, strict=True) if not here}
 
 
 def _result(layers: Sequence[LayerToWrite], day: str) -> CacheResult:

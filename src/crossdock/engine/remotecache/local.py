@@ -17,7 +17,13 @@ from crossdock.engine.exporters.destination import export_error
 from crossdock.engine.exporters.layout import lock_layout, put_index, read_index
 from crossdock.engine.remotecache import config as cacheconfig
 from crossdock.engine.remotecache.backend import ANY, MAX_DOCUMENT, Stored, VerifiedReader
-from crossdock.engine.remotecache.manifest import ManifestStyle, find_config, make_documents
+from crossdock.engine.remotecache.manifest import (
+    REF_NAME,
+    USUAL_TAG,
+    ManifestStyle,
+    find_config,
+    make_documents,
+)
 from crossdock.errors import CacheError, CrossdockError
 from crossdock.image.digest import Digest, digest_hex, parse_digest, sha256_digest
 from crossdock.image.manifest import parse_manifest
@@ -26,7 +32,7 @@ from crossdock.record import replace
 from crossdock.wholefile import temporary_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from crossdock.cancel import CancelToken
@@ -42,7 +48,6 @@ _CHUNK = 1 << 20
 #: nanoseconds for which what a new manifest no longer lists is left to those who read the old one
 _KEPT_NS = 3600 * 10**9
 _BLOB_NAME = re.compile("[0-9a-f]{64}")
-_REF_NAME = "org.opencontainers.image.ref.name"
 
 
 class LocalBackend:
@@ -53,10 +58,12 @@ class LocalBackend:
     checks_layers = True
     repositories: tuple[str, ...] = ()
 
-    def __init__(self, attrs: Mapping[str, str], around: Surroundings, *, exported: bool) -> None:
+    def __init__(
+        self, attrs: Mapping[str, str], around: Surroundings | None = None, *, exported: bool
+    ) -> None:
         del around
         self._root = Path(attrs["dest"] if exported else attrs["src"])
-        self._tag = attrs.get("tag") or "latest"
+        self._tag = attrs.get("tag") or USUAL_TAG
         self._digest = parse_digest(attrs["digest"]) if attrs.get("digest") else None
         self._style = ManifestStyle.from_attrs(attrs) if exported else ManifestStyle()
         self._reset = parse_bool("reset", attrs.get("reset", "false"))
@@ -90,7 +97,7 @@ class LocalBackend:
             entries = read_index(self._root / "index.json")
         except CrossdockError as exc:
             raise CacheError(exc.summary, hint=exc.hint) from exc
-        return next((e.digest for e in entries if e.annotations.get(_REF_NAME) == self._tag), None)
+        return next((e.digest for e in entries if e.annotations.get(REF_NAME) == self._tag), None)
 
     def _document(self, digest: Digest) -> bytes:
         path = self._path(digest)
@@ -153,36 +160,52 @@ class LocalBackend:
         from crossdock.image import gojson
 
         documents = make_documents(config, self._style)
-        response = {"cache.manifest": gojson.dumps(documents.manifest.to_json()).decode()}
+        title = "cache image manifest" if self._style.image else "cache manifest"
+
+        def write() -> None:
+            for what, blob, raw in (
+                ("config", documents.config, documents.config_raw),
+                (title, documents.manifest, documents.manifest_raw),
+            ):
+                with report.stage(f"writing {what} {blob.digest}"):
+                    if not self.is_there(blob, cancel):
+                        _write_from(io.BytesIO(raw), self._path(blob.digest), cancel)
+
+        listed = [config.layers[digest] for digest in cacheconfig.describe_layers(config)]
+        if not self._put(documents.manifest, listed, write, previous, cancel):
+            return None
+        return {"cache.manifest": gojson.dumps(documents.manifest.to_json()).decode()}
+
+    def list_written(self, manifest: Descriptor, previous: str | None, cancel: CancelToken) -> bool:
+        """Have the index list a manifest that is there already, if ``previous`` is still the version; whether it did."""
+        return self._put(manifest, (manifest,), lambda: None, previous, cancel)
+
+    def _put(
+        self,
+        manifest: Descriptor,
+        needed: Sequence[Descriptor],
+        write: Callable[[], None],
+        previous: str | None,
+        cancel: CancelToken,
+    ) -> bool:
+        """Call ``write``, then add the entry to the index, unless something that is needed is not there."""
         try:
-            self._path(documents.config.digest).parent.mkdir(parents=True, exist_ok=True)
+            self._path(manifest.digest).parent.mkdir(parents=True, exist_ok=True)
             with lock_layout(self._root, cancel):
                 before = self._tagged()
                 if previous not in (ANY, before):
-                    return None
-                listed = cacheconfig.describe_layers(config)
-                if not all(self.is_there(config.layers[digest], cancel) for digest in listed):
-                    return None  # somebody reset the layout: write it again
-                for what, blob, raw in (
-                    ("config", documents.config, documents.config_raw),
-                    (
-                        "cache image manifest" if self._style.image else "cache manifest",
-                        documents.manifest,
-                        documents.manifest_raw,
-                    ),
-                ):
-                    with report.stage(f"writing {what} {blob.digest}"):
-                        if not self.is_there(blob, cancel):
-                            _write_from(io.BytesIO(raw), self._path(blob.digest), cancel)
-                entry = replace(documents.manifest, annotations={_REF_NAME: self._tag})
-                put_index(self._root, [entry])
+                    return False
+                if not all(self.is_there(blob, cancel) for blob in needed):
+                    return False  # somebody reset the layout: write it again
+                write()
+                put_index(self._root, [replace(manifest, annotations={REF_NAME: self._tag})])
                 if self._reset:
                     self._drop_unreferenced(None)
                 elif before is not None:
                     self._drop_unreferenced({before, *self._mentioned(before)})
         except OSError as exc:
             raise export_error(exc, exc.filename or str(self._root)) from exc
-        return response
+        return True
 
     def _drop_unreferenced(self, only: set[str] | None) -> None:
         """Remove the blobs that no entry of the index leads to, with ``only`` old ones among these."""

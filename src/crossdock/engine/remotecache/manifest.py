@@ -24,24 +24,44 @@ if TYPE_CHECKING:
     from crossdock.engine.remotecache.config import CacheConfig
     from crossdock.image.digest import Digest
 
-__all__ = ["CacheDocuments", "ManifestStyle", "find_config", "make_documents"]
+__all__ = [
+    "REF_NAME",
+    "USUAL_TAG",
+    "CacheDocuments",
+    "ManifestStyle",
+    "find_config",
+    "make_documents",
+    "tag_of",
+]
+
+#: annotation of an entry in a layout's index, and of a manifest
+REF_NAME = "org.opencontainers.image.ref.name"
+USUAL_TAG = "latest"
 
 
 class ManifestStyle(NamedTuple):
-    """Attributes ``image-manifest`` and ``oci-mediatypes``."""
+    """Attributes ``image-manifest``, ``oci-mediatypes`` and ``tag``."""
 
     image: bool = True
     oci: bool = True
+    #: what a layout knows the cache by; only one of its own is noted in the manifest, for who sees no index
+    tag: str = ""
 
     @classmethod
     def from_attrs(cls, attrs: Mapping[str, str]) -> ManifestStyle:
-        """Read the two attributes. Raises: UsageError."""
+        """Read the attributes. Raises: UsageError."""
         oci = parse_bool("oci-mediatypes", attrs.get("oci-mediatypes", "true"))
         image = parse_bool("image-manifest", attrs["image-manifest"]) if "image-manifest" in attrs else oci
         if image and not oci:
             summary = "a cache with image-manifest=true needs OCI media types"
             raise UsageError(summary, hint="leave out oci-mediatypes=false, or add image-manifest=false")
-        return cls(image, oci)
+        return cls(image, oci, tag_of(attrs))
+
+
+def tag_of(attrs: Mapping[str, str]) -> str:
+    """Return a tag that is a cache's own; ``""`` for the usual one."""
+    tag = attrs.get("tag", "")
+    return "" if tag == USUAL_TAG else tag
 
 
 class CacheDocuments(NamedTuple):
@@ -58,11 +78,12 @@ def make_documents(config: CacheConfig, style: ManifestStyle) -> CacheDocuments:
     raw = cacheconfig.dump(config, annotated=False)
     described = Descriptor(cacheconfig.MEDIA_TYPE, sha256_digest(raw), len(raw))
     layers = [_typed(config.layers[blob], style) for blob in cacheconfig.describe_layers(config)]
+    noted = {REF_NAME: style.tag} if style.tag else {}
     document: Manifest | Index
     if style.image:
-        document = make_manifest(described, layers, oci=True)
+        document = make_manifest(described, layers, oci=True, annotations=noted)
     else:
-        document = make_index([*layers, described], oci=style.oci)
+        document = make_index([*layers, described], oci=style.oci, annotations=noted)
     return CacheDocuments(described, raw, document.descriptor, document.raw)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from crossdock.engine.remotecache.backend import Backend
     from crossdock.engine.remotecache.place import Surroundings
 
-__all__ = ["INLINE", "CacheSpec", "ExportOptions", "active", "check_caches", "make_backend"]
+__all__ = ["INLINE", "CacheSpec", "ExportOptions", "active", "check_caches", "make_backend", "merge_options"]
 
 INLINE = "inline"
 
@@ -93,15 +93,21 @@ class ExportOptions(NamedTuple):
         if mode not in ("min", "max"):
             summary = f"unknown cache export mode {mode!r}"
             raise UsageError(summary, hint="use mode=min or mode=max")
+        merge, max_results = merge_options(attrs)
         return cls(
             max=mode == "max",
             ignore_error=_flag(attrs, "ignore-error"),
             compression=Compression.from_attrs(attrs),
-            merge=_flag(attrs, "merge", default=True),
-            max_results=_number(attrs, "max-results", 400),
+            merge=merge,
+            max_results=max_results,
             mounts=_flag(attrs, "mounts"),
             mounts_max_size=parse_size("mounts-max-size", attrs.get("mounts-max-size", "0")),
         )
+
+
+def merge_options(attrs: Mapping[str, str]) -> tuple[bool, int]:
+    """Read ``merge`` and ``max-results``. Raises: UsageError."""
+    return _flag(attrs, "merge", default=True), _number(attrs, "max-results", 400)
 
 
 def active(specs: Sequence[CacheSpec], environ: Mapping[str, str]) -> list[CacheSpec]:
