@@ -8,7 +8,7 @@ mounts nothing and runs nothing.
 from __future__ import annotations
 
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from crossdock.engine.cache.layerview import LayerView
@@ -21,7 +21,7 @@ from crossdock.engine.store import Store
 from crossdock.image.platform import local_platform
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
     from typing import BinaryIO
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from crossdock.cancel import CancelToken
     from crossdock.engine.cache.refs import Ref
     from crossdock.engine.cache.view import View
+    from crossdock.engine.exporters.ahead import Ahead
     from crossdock.engine.exporters.model import ExportContext, ExporterSpec, ExportResult, PlatformImage
     from crossdock.engine.facade_caches import EngineCaches
     from crossdock.engine.facade_container import Container, ContainerSpec
@@ -135,8 +136,12 @@ class Engine:
         cancel: CancelToken,
         keyed: list[KeyedVertex] | None = None,
         recorder: SolveRecorder | None = None,
+        early: Callable[[int, Ref], None] | None = None,
     ) -> list[Ref]:
         """Solve outputs together, sharing what they have in common; ``None`` is the empty file system.
+
+        ``early`` is told results, with their numbers, that are there while others are still made: for
+        :meth:`exporting_ahead`. It is called by the solver's thread: it must not block or raise.
 
         The keys of what was solved go into ``keyed``, for :meth:`export_caches`; what steps are made of into ``recorder``,
         which explains afterwards why some ran.
@@ -147,12 +152,20 @@ class Engine:
 
         locals_ = LocalSources(inputs.locals, self.store, inputs.fetch_local)
         wanted = [request for request in requests if request is not None]
+        if len(wanted) < len(requests):
+            early = None  # nobody has a use for it where some results are empty
         with self._shared.solving(locals_):
             solving = Solving(
                 self._shared, self._env(inputs), locals_, self._reach.images, sink, cancel, inputs.rewrite
             )
             refs = iter(
-                solving.run(wanted, keyed=keyed, recorder=recorder, drop_failed=self.drop_failed_caches)
+                solving.run(
+                    wanted,
+                    keyed=keyed,
+                    recorder=recorder,
+                    drop_failed=self.drop_failed_caches,
+                    early=early,
+                )
             )
         return [SCRATCH if request is None else next(refs) for request in requests]
 
@@ -242,21 +255,46 @@ class Engine:
         epoch_s: int | None = None,
         multi_platform: bool | None = None,
         inline: Mapping[str, Sequence[KeyedVertex]] | None = None,
+        ahead: Ahead | None = None,
     ) -> ExportResult:
         """Write results out. ``inline`` are the keys by platform that become inline caches of images.
+        ``ahead`` is what :meth:`exporting_ahead` gave.
 
         Raises: UsageError, ExportError, RegistryError, StoreError, LayerError and their kin; CacheError when an imported
         cache lacks what it lists: see :meth:`drop_failed_caches`.
         """
         from crossdock.engine.exporters import export
+        from crossdock.engine.store.upkeep import BackgroundSync
 
-        with self._shared.writing(cancel) as token:
+        with self._shared.writing(cancel) as token, BackgroundSync(self.store) as sync:
             context = self._export_context(sink, token, epoch_s)
+            context.written = sync.begin
             if inline is not None:
                 from crossdock.engine.remotecache.inlineexport import InlineCaches
 
                 context.inline = InlineCaches(self.store, self._shared.keys.lookup, inline, epoch_s=epoch_s)
-            return export(images, exporters, context=context, multi_platform=multi_platform)
+            return export(images, exporters, context=context, multi_platform=multi_platform, ahead=ahead)
+
+    @contextmanager
+    def exporting_ahead(
+        self,
+        exporters: Sequence[ExporterSpec],
+        *,
+        multi_platform: bool,
+        epoch_s: int | None,
+        cancel: CancelToken,
+    ) -> Iterator[Ahead]:
+        """Pack, and where it is asked for send, what is built before other platforms are, for the length of the block.
+
+        Raises: as :meth:`export` for what is wrong with outputs.
+        """
+        from crossdock.engine.exporters import begin_ahead
+        from crossdock.progress.events import NullSink
+
+        with self._shared.writing(cancel) as token:
+            context = self._export_context(NullSink(), token, epoch_s)
+            with begin_ahead(exporters, context=context, multi_platform=multi_platform) as ahead:
+                yield ahead
 
     def _export_context(self, sink: EventSink, cancel: CancelToken, epoch_s: int | None) -> ExportContext:
         from crossdock.engine.exporters import ExportContext
@@ -409,6 +447,7 @@ class Engine:
             pins=self._shared.pins,
             devices=self._shared.devices,
             pack=inputs.pack,
+            uploads=inputs.uploads,
         )
 
     def _view(self, ref: Ref, cancel: CancelToken, sink: EventSink | None) -> View:

@@ -20,6 +20,7 @@ from crossdock.errors import (
     SolveError,
     translate,
 )
+from crossdock.image.platform import local_platform
 from crossdock.llb.graph import walk
 from crossdock.llb.ops import BuildOp, DiffOp, ExecOp, FileOp, MergeOp, PassthroughOp, SourceOp
 from crossdock.progress.events import Vertex
@@ -72,6 +73,7 @@ class Solving:
         keyed: list[KeyedVertex] | None,
         recorder: SolveRecorder | None,
         drop_failed: Callable[[EventSink], bool],
+        early: Callable[[int, Ref], None] | None,
     ) -> list[Ref]:
         """Solve, once more without each imported cache that turns out to lack what it lists.
 
@@ -79,13 +81,17 @@ class Solving:
         """
         while True:
             try:
-                return self._run_once(wanted, keyed, recorder)
+                return self._run_once(wanted, keyed, recorder, early)
             except CacheError:
                 if not drop_failed(self._sink):
                     raise
 
     def _run_once(
-        self, wanted: Sequence[Output], keyed: list[KeyedVertex] | None, recorder: SolveRecorder | None
+        self,
+        wanted: Sequence[Output],
+        keyed: list[KeyedVertex] | None,
+        recorder: SolveRecorder | None,
+        early: Callable[[int, Ref], None] | None,
     ) -> list[Ref]:
         shared = self._shared
         if any(isinstance(node.op, BuildOp) for node in walk(wanted)):
@@ -98,10 +104,16 @@ class Solving:
         watcher = ProgressWatcher(graph, self._sink)
         watcher.announce()
         keys: list[KeyedVertex] = []
+        told = None if early is None or len(wanted) == 1 else _Early(len(wanted), watcher, early).known
         try:
             with translate({OSError: _os_error}):
                 results = shared.scheduler.solve(
-                    graph.specs, graph.outputs, watcher=watcher, cancel=self._cancel, keyed=keys
+                    graph.specs,
+                    graph.outputs,
+                    watcher=watcher,
+                    cancel=self._cancel,
+                    keyed=keys,
+                    on_output=told,
                 )
         except BaseException:
             watcher.cancelled()
@@ -138,10 +150,24 @@ class Solving:
 
         return expanded(
             wanted,
-            solve=lambda output: self._run_once([output], None, None)[0],
+            solve=lambda output: self._run_once([output], None, None, None)[0],
             read=read,
             rewrite=self._rewrite,
         )
+
+
+class _Early:
+    """Tells of results that are there while others are still made; not when nothing had to be made so far."""
+
+    def __init__(self, count: int, watcher: ProgressWatcher, tell: Callable[[int, Ref], None]) -> None:
+        self._missing = set(range(count))
+        self._watcher = watcher
+        self._tell = tell
+
+    def known(self, number: int, result: Result, /) -> None:
+        self._missing.discard(number)
+        if self._missing and self._watcher.ran and isinstance(result, Ref):
+            self._tell(number, result)
 
 
 def _final(result: Result, env: OpEnv, vertex: str, ctx: OpContext) -> Ref:
@@ -192,7 +218,7 @@ def load_graph(
     graph = LoadedGraph()
     ids: dict[str, str] = {}
     fresh, own_salt = "", os.urandom(8).hex()
-    for node in walk(outputs):
+    for node in walk(_slowest_first(outputs)):
         salt = ""
         own_nonce = ""
         if isinstance(node.op, SourceOp):
@@ -208,11 +234,26 @@ def load_graph(
         op = _make_op(node, env, locals_, images)
         slow = isinstance(node.op, SourceOp) and not node.op.identifier.startswith("local://")
         graph.specs.append(VertexSpec(vertex, op, inputs, own_nonce, slow and "@" not in _identifier(node)))
+    if len(outputs) > 1:
+        graph.nodes = {ids[node.digest]: node for node in walk(outputs)}  # shown in the caller's order
     graph.outputs = [(ids[output.node.digest], output.index) for output in outputs]
     if env.pack is not None:
         used = {edge.node.digest for node in graph.nodes.values() for edge in node.inputs}
         env.only_packed = frozenset(output.node.digest for output in outputs).difference(used)
     return graph
+
+
+def _slowest_first(outputs: Sequence[Output]) -> Sequence[Output]:
+    """Put what other architectures run first: emulated steps take longest, so that they should not be the last to start."""
+    if len(outputs) < 2:
+        return outputs
+    own = local_platform().architecture
+
+    def native(output: Output) -> bool:
+        platform = output.node.platform
+        return platform is None or platform.architecture == own
+
+    return sorted(outputs, key=native)
 
 
 def _identifier(node: Node) -> str:

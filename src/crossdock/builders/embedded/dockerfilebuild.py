@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from crossdock.builders.attributes import entitlements
 from crossdock.builders.embedded.attests import BuildAttests
 from crossdock.builders.embedded.caches import BuildCaches
+from crossdock.builders.embedded.early import EarlyExport
 from crossdock.builders.embedded.explain import Explainer
 from crossdock.builders.embedded.outputs import build_result, packing, plan_outputs, reproducible
 from crossdock.builders.localpaths import LocalFiles
@@ -200,24 +201,32 @@ class DockerfileBuild:
         outputs = [r.output for r in results]
         scans = self._attests.scans(results, self._name)
         keyed = self._attests.begin(self._caches.begin())
-        try:
-            solved = self._engine.solve(
-                [*outputs, *scans],
-                inputs=inputs,
-                sink=self._keeper,
-                cancel=self._cancel,
-                keyed=keyed,
-                recorder=self._explainer,
-            )
-        except CrossdockError as exc:
-            from crossdock.builds.locate import locate
+        with EarlyExport(
+            self._engine,
+            results,
+            reproducible(specs, results[0].epoch),
+            multi_platform=options.multi_platform,
+            cancel=self._cancel,
+        ) as early:
+            try:
+                solved = self._engine.solve(
+                    [*outputs, *scans],
+                    inputs=inputs,
+                    sink=self._keeper,
+                    cancel=self._cancel,
+                    keyed=keyed,
+                    recorder=self._explainer,
+                    early=early.add,
+                )
+            except CrossdockError as exc:
+                from crossdock.builds.locate import locate
 
-            locate(exc, outputs, self._keeper.failed)
-            self._explain_empty_context(exc)
-            raise
-        refs = solved[: len(outputs)]
-        attestations = self._attests.make(solved[len(outputs) :])
-        exported = self._export(results, refs, specs, options, attestations) if specs else None
+                locate(exc, outputs, self._keeper.failed)
+                self._explain_empty_context(exc)
+                raise
+            refs = solved[: len(outputs)]
+            attestations = self._attests.make(solved[len(outputs) :])
+            exported = self._export(results, refs, specs, options, attestations, early) if specs else None
         self._metadata.update(self._caches.export(refs, outputs, results[0].epoch))
         self._metadata.update(self._attests.metadata(multi_platform=options.multi_platform))
         return exported
@@ -229,6 +238,7 @@ class DockerfileBuild:
         specs: Sequence[ExporterSpec],
         options: ConvertOptions,
         attestations: Sequence[Sequence[Attestation]],
+        early: EarlyExport,
     ) -> ExportResult:
         from crossdock.engine.exporters import PlatformImage
 
@@ -245,6 +255,7 @@ class DockerfileBuild:
             epoch_s=results[0].epoch,
             multi_platform=options.multi_platform,
             inline=self._caches.inline(results),
+            ahead=early.ahead,
         )
 
     def _explain_empty_context(self, error: CrossdockError) -> None:

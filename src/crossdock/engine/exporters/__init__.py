@@ -1,6 +1,6 @@
 """Exporters: images in the store and in registries, archives, layouts, files.
 
-``check_exporters`` before a build, ``export`` after it.
+``check_exporters`` before a build, ``begin_ahead`` during it, ``export`` after it.
 """
 
 from crossdock.engine.exporters.model import (
@@ -12,7 +12,7 @@ from crossdock.engine.exporters.model import (
     PlatformImage,
     PlatformManifest,
 )
-from crossdock.engine.exporters.run import check_exporters, export
+from crossdock.engine.exporters.run import begin_ahead, check_exporters, export
 
 __all__ = [
     "BuiltImage",
@@ -22,6 +22,7 @@ __all__ = [
     "LayerAccess",
     "PlatformImage",
     "PlatformManifest",
+    "begin_ahead",
     "check_exporters",
     "export",
 ]

@@ -53,7 +53,8 @@ class ArchiveExporter:
 
     def __init__(self, spec: ExporterSpec, epoch_s: int | None) -> None:
         self._spec = spec
-        self._options = parse_image(spec, epoch_s)
+        #: how its layers are packed, and where they go
+        self.packs = self._options = parse_image(spec, epoch_s)
         self.title = f"exporting to {spec.type} image format"
         self.image: BuiltImage | None = None
         if not self._options.tar and spec.type == "docker":

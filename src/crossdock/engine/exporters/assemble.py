@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from crossdock.engine.exporters.report import Report
     from crossdock.engine.store import LayerId
 
-__all__ = ["assemble"]
+__all__ = ["assemble", "layer_parts"]
 
 # Each layer is compressed by several threads already; more of them would only take more memory.
 _WORKERS = 2
@@ -61,7 +61,7 @@ def assemble(
     platforms = [image.platform.normalised() for image in images]
     indexed = multi_platform or _attested(images, options)
     options.annotations.check(platforms, indexed=indexed)
-    parts = _layers(context, images, options, blobs, report)
+    parts = layer_parts(context, images, options, blobs, report)
     manifests = [
         _manifest(context, image, parts[number], options, blobs, report)
         for number, image in enumerate(images)
@@ -108,13 +108,14 @@ def _attestations(
     return made
 
 
-def _layers(
+def layer_parts(
     context: ExportContext,
     images: Sequence[PlatformImage],
     options: ImageOptions,
     blobs: LayerBlobs,
     report: Report,
 ) -> list[list[LayerPart]]:
+    """Return the layers of images as their manifests will have them, packed where they are not. Raises: as :func:`assemble`."""
     plan = [_clamps(image, options, blobs) for image in images]
     wanted = dict.fromkeys(item for layers in plan for item in layers)
 

@@ -27,6 +27,8 @@ class _FilesExporter:
     title = ""
     image = None
     finishes = False
+    #: it writes files, not layers
+    packs = None
 
     def __init__(self, spec: ExporterSpec, epoch_s: int | None) -> None:
         self._spec = spec

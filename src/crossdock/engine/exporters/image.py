@@ -27,7 +27,8 @@ class ImageExporter:
     title = "exporting to image"
 
     def __init__(self, spec: ExporterSpec, epoch_s: int | None) -> None:
-        self._options = parse_image(spec, epoch_s)
+        #: how its layers are packed, and where they go
+        self.packs = self._options = parse_image(spec, epoch_s)
         self._names: list[str] = []
         self.image: BuiltImage | None = None
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from crossdock.cancel import CancelToken
+    from crossdock.engine.exporters.ahead import Sent
     from crossdock.engine.exporters.attestation import Attestation, AttestationManifest
     from crossdock.engine.store import LayerId, Lease, Store
     from crossdock.image.config import ImageConfig
@@ -96,10 +97,25 @@ class InlineCache(Protocol):
         ...
 
 
+def _nothing() -> None:
+    """Do nothing."""
+
+
 class ExportContext:
     """What an export works with. ``client`` is asked for only when a registry is needed."""
 
-    __slots__ = ("access", "cancel", "client", "epoch_s", "inline", "lease", "sink", "store")
+    __slots__ = (
+        "access",
+        "cancel",
+        "client",
+        "epoch_s",
+        "inline",
+        "lease",
+        "sent",
+        "sink",
+        "store",
+        "written",
+    )
 
     def __init__(
         self,
@@ -122,6 +138,10 @@ class ExportContext:
         self.epoch_s = epoch_s
         #: makes the inline cache of an image, base64 of JSON: of its platform, layers and their blobs
         self.inline: InlineCache | None = None
+        #: blobs that were sent before the export began
+        self.sent: Sent | None = None
+        #: is told that all is in the store, before anything is pushed
+        self.written: Callable[[], None] = _nothing
 
     def with_cancel(self, cancel: CancelToken) -> ExportContext:
         """Return the same context with another token."""
@@ -135,6 +155,8 @@ class ExportContext:
             epoch_s=self.epoch_s,
         )
         other.inline = self.inline
+        other.sent = self.sent
+        other.written = self.written
         return other
 
 

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from crossdock.cancel import CancelToken
+    from crossdock.engine.exporters.ahead import Ahead
+    from crossdock.engine.exporters.attrs import ImageOptions
     from crossdock.engine.exporters.model import BuiltImage, ExportContext, ExporterSpec, PlatformImage
     from crossdock.engine.exporters.report import Report
 
-__all__ = ["check_exporters", "export"]
+__all__ = ["begin_ahead", "check_exporters", "export"]
 
 #: type -> module and class; loaded on use. ``cacheonly`` leaves the result in the cache: nothing to do.
 _EXPORTERS = {
@@ -37,6 +39,8 @@ class _Exporter(Protocol):
 
     @property
     def finishes(self) -> bool: ...
+    @property
+    def packs(self) -> ImageOptions | None: ...
     def check(self, *, multi_platform: bool) -> None: ...
     def export(
         self,
@@ -77,8 +81,11 @@ def export(
     *,
     context: ExportContext,
     multi_platform: bool | None = None,
+    ahead: Ahead | None = None,
 ) -> ExportResult:
     """Export results with every exporter.
+
+    ``ahead``: what was begun before all results were there.
 
     ``multi_platform``: make an index even of one image (BUILDKIT_MULTI_PLATFORM); default: when there
     are several. Layers are written once for all exporters. Pushes come after all other exporters have
@@ -89,6 +96,8 @@ def export(
     multi = len(images) > 1 if multi_platform is None else multi_platform
     exporters = _make(specs, multi_platform=multi, epoch_s=context.epoch_s)
     blobs = LayerBlobs(context)
+    if ahead is not None:
+        context.sent = ahead.sent
 
     def run(item: tuple[int, _Exporter | None], cancel: CancelToken) -> Mapping[str, object]:
         number, exporter = item
@@ -96,6 +105,8 @@ def export(
             return {}
         own = context.with_cancel(cancel)
         with reported(context.sink, exporter.title, f"{number}") as report:
+            if ahead is not None:
+                ahead.settle(report)
             response = exporter.export(own, images, multi_platform=multi, blobs=blobs, report=report)
             if exporter.finishes and len(exporters) == 1:
                 exporter.finish(own, blobs=blobs, report=report)
@@ -108,6 +119,17 @@ def export(
                 with reported(context.sink, exporter.title, f"{number}") as report:
                     exporter.finish(context, blobs=blobs, report=report)
     return ExportResult(responses, [e.image if e is not None else None for e in exporters])
+
+
+def begin_ahead(specs: Sequence[ExporterSpec], *, context: ExportContext, multi_platform: bool) -> Ahead:
+    """Return what packs and sends layers of platforms that are built before the others; a context manager.
+
+    Raises: as :func:`check_exporters`.
+    """
+    from crossdock.engine.exporters.ahead import Ahead
+
+    exporters = _make(specs, multi_platform=multi_platform, epoch_s=context.epoch_s)
+    return Ahead(context, [each.packs for each in exporters if each is not None and each.packs is not None])
 
 
 def _make(

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from crossdock import linux
+from crossdock.engine.sandbox.paths import remove_folder
 from crossdock.errors import SandboxError
 from crossdock.record import NamedTuple
 
@@ -182,4 +182,4 @@ def _forget_volatile(work: Path) -> None:
     """Remove the mark that makes the kernel refuse to use this work directory again."""
     mark = work / "work" / "incompat"
     if mark.exists():
-        shutil.rmtree(mark)
+        remove_folder(mark)

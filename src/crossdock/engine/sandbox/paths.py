@@ -1,4 +1,4 @@
-"""Paths inside a root file system that is not ours: symlinks in it must not lead out of it.
+"""Paths inside a root file system that is not ours: symlinks in it must not lead out of it. And the programs and folders of ours.
 
 Safe while nothing runs in the root; a step that runs at the same time could still exchange a directory.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 
-__all__ = ["make_directories", "resolve_in_root"]
+__all__ = ["find_program", "make_directories", "remove_folder", "resolve_in_root"]
 
 _MAX_LINKS = 255
 
@@ -73,3 +73,27 @@ def make_directories(root: str, path: str, *, uid: int = 0, gid: int = 0, mode: 
         os.chmod(directory, mode)
         os.chown(directory, uid, gid)
     return target
+
+
+def find_program(name: str, path: str | None = None) -> str | None:
+    """Return where a program is, looked for in ``path`` or the environment's; as ``shutil.which``.
+
+    Not that: shutil loads three compression libraries, which takes as long as starting a step.
+    """
+    folders = [""] if "/" in name else (path or os.environ.get("PATH", os.defpath)).split(os.pathsep)
+    for folder in folders:
+        file = os.path.join(folder, name)
+        if os.path.isfile(file) and os.access(file, os.X_OK):
+            return file
+    return None
+
+
+def remove_folder(path: str | os.PathLike[str]) -> None:
+    """Remove a folder of ours and what is in it; links are not followed. Raises: OSError."""
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                remove_folder(entry.path)
+            else:
+                os.unlink(entry.path)
+    os.rmdir(path)

@@ -13,11 +13,10 @@ import errno
 import json
 import os
 import select
-import shutil
 import signal
-import subprocess
 from typing import TYPE_CHECKING
 
+from crossdock.engine.sandbox.paths import find_program
 from crossdock.engine.sandbox.supervise import descendants
 from crossdock.errors import SandboxError
 from crossdock.record import NamedTuple
@@ -111,6 +110,8 @@ class Runtime(NamedTuple):
 
     def is_running(self, state: Path, step_id: str) -> bool:
         """Whether the program of a step has been started and has not ended."""
+        import subprocess  # only containers are asked after
+
         argv = [self.path, "--root", str(state), "state", step_id]
         environ = {"PATH": _SEARCH, "XDG_RUNTIME_DIR": str(state)}
         done = subprocess.run(argv, env=environ, capture_output=True, check=False)
@@ -124,7 +125,7 @@ def find_runtime(wanted: str = "") -> Runtime:
     """Return what is ``wanted`` by name or path, else crun, else runc. Raises: SandboxError naming the package."""
     chosen = wanted or os.environ.get("CROSSDOCK_RUNTIME", "")
     for name in (chosen,) if chosen else _NAMES:
-        path = shutil.which(name) or shutil.which(name, path=_SEARCH)
+        path = find_program(name) or find_program(name, _SEARCH)
         if path is not None:
             base = os.path.basename(path)
             return Runtime(next((n for n in _NAMES if n in base), base), path)

@@ -9,7 +9,6 @@ import base64
 import itertools
 import json
 import os
-import shutil
 import threading
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 from crossdock.engine.sandbox import stubs
 from crossdock.engine.sandbox.etcfiles import DEFAULT_HOSTNAME, hosts_text, resolv_text
 from crossdock.engine.sandbox.hang import HangWatch
-from crossdock.engine.sandbox.paths import make_directories, resolve_in_root
+from crossdock.engine.sandbox.paths import make_directories, remove_folder, resolve_in_root
 from crossdock.engine.sandbox.roots import RootMounts
 from crossdock.engine.sandbox.runtime import find_runtime
 from crossdock.engine.sandbox.spec import (
@@ -166,7 +165,7 @@ class Sandbox:
         with ExitStack() as stack:
             with translate({OSError: _cannot_prepare}):
                 bundle.mkdir(mode=0o700)
-                stack.callback(shutil.rmtree, bundle)
+                stack.callback(remove_folder, bundle)
                 network = self._isolated(step, step_id, stack, cancel)
                 terminal = stdio is not None and stdio.terminal
                 step = self._prepare(step, bundle, stack, network, terminal=terminal)
@@ -215,7 +214,7 @@ class Sandbox:
         with ExitStack() as stack:
             with translate({OSError: _cannot_prepare}):
                 bundle.mkdir(mode=0o700)
-                stack.callback(shutil.rmtree, bundle)
+                stack.callback(remove_folder, bundle)
                 step = replace(step, cwd=os.path.normpath(f"/{step.cwd}"))
                 user = self._user(str(step.rootfs), step)
                 step, _ = self._emulated(step)

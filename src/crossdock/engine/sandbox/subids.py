@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 from typing import TYPE_CHECKING
 
 from crossdock.distro import install_hint
+from crossdock.engine.sandbox.paths import find_program
 
 if TYPE_CHECKING:
     from crossdock.engine.sandbox.idmap import IdRange
@@ -18,7 +18,7 @@ def write_with_helpers(pid: int, uids: tuple[IdRange, ...], gids: tuple[IdRange,
     """Map the ids of ``pid`` with newuidmap and newgidmap; returns why that failed, or ``""``."""
     running: list[tuple[str, int, int]] = []
     for name, ranges in (("newgidmap", gids), ("newuidmap", uids)):
-        path = shutil.which(name)
+        path = find_program(name)
         if path is None:
             _finish(running)
             return f"{name} is missing: {install_hint('newuidmap')}"

@@ -237,12 +237,13 @@ class Cancel(NamedTuple):
 
 
 class Notify(NamedTuple):
-    """Tell ``jobs`` how a vertex fares: ``started``, ``done``, ``cached`` or ``failed``."""
+    """Tell ``jobs`` how a vertex fares: ``started``, ``done``, ``cached`` or ``failed``; and its results, once."""
 
     vertex: str
     what: str
     jobs: tuple[str, ...]
     error: BaseException | None = None
+    results: tuple[Result, ...] = ()
 
 
 class KeyedVertex(NamedTuple):

@@ -64,10 +64,18 @@ class JobWatcher(Protocol):
 
 
 class _Job:
-    __slots__ = ("done", "error", "ids", "keyed", "results", "watcher")
+    __slots__ = ("done", "error", "ids", "keyed", "on_output", "outputs", "results", "watcher")
 
-    def __init__(self, ids: frozenset[str], watcher: JobWatcher) -> None:
+    def __init__(
+        self,
+        ids: frozenset[str],
+        outputs: Sequence[tuple[str, int]],
+        watcher: JobWatcher,
+        on_output: Callable[[int, Result], None] | None,
+    ) -> None:
         self.ids = ids
+        self.outputs = outputs
+        self.on_output = on_output
         self.watcher = watcher
         self.done = threading.Event()
         self.results: tuple[Result, ...] | None = None
@@ -120,6 +128,14 @@ class _RunSink:
             self._joined.add(job)
             for event in self._past:
                 job.watcher.emit(self.vertex, event)
+
+
+def _tell_outputs(job: _Job, done: Notify) -> None:
+    if job.on_output is None:
+        return
+    for number, (vertex, index) in enumerate(job.outputs):
+        if vertex == done.vertex and index < len(done.results):
+            job.on_output(number, done.results[index])
 
 
 def _weight(event: progress.Event) -> int:
@@ -213,9 +229,12 @@ class Scheduler:
         watcher: JobWatcher,
         cancel: CancelToken,
         keyed: list[KeyedVertex] | None = None,
+        on_output: Callable[[int, Result], None] | None = None,
     ) -> tuple[Result, ...]:
         """Return the result of each ``(vertex id, output index)``. Blocks. The keys of the vertices go into ``keyed``.
 
+        ``on_output`` is told each result, with its number in ``outputs``, as soon as it is made or found; what was known
+        before the call it may not be told. It is called by the coordinator: it must not block or raise.
         ``vertices`` are all that is reachable, inputs before users. Raises the error of the first op that fails, or
         the cause of ``cancel``; ops that others want go on.
         """
@@ -223,7 +242,7 @@ class Scheduler:
         if self._broken is not None:
             raise self._broken
         job_id = f"job{next(self._ids)}"
-        job = _Job(frozenset(spec.id for spec in vertices), watcher)
+        job = _Job(frozenset(spec.id for spec in vertices), outputs, watcher, on_output)
         with self._lock:
             self._jobs[job_id] = job
             if self._thread is None:
@@ -352,6 +371,7 @@ class Scheduler:
                     job.watcher.notify(command.vertex, command.what, command.error)
                     if command.what == "started":
                         self._join(job, command.vertex)
+                    _tell_outputs(job, command)
         elif (job := self._job(command.job)) is not None:
             job.results = command.results
             job.keyed = command.keyed

@@ -424,7 +424,7 @@ class SolverState:
             msg = f"vertex {vertex.id} is done without a key"
             raise InternalError(msg, detail=self.story(vertex.id))
         self._move(vertex, _DONE)
-        self._out.append(Notify(vertex.id, what, tuple(sorted(vertex.loaded_by))))
+        self._out.append(Notify(vertex.id, what, tuple(sorted(vertex.loaded_by)), results=results))
         self._wake_users(vertex)
         self._output_ready(vertex, set(vertex.loaded_by))
 

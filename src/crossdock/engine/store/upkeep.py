@@ -7,16 +7,18 @@ made durable (``durability``).
 from __future__ import annotations
 
 import os
+import threading
 import time
 from typing import TYPE_CHECKING
 
 from crossdock.engine.store.rim import rim
+from crossdock.errors import StoreError
 
 if TYPE_CHECKING:
     from crossdock.cancel import CancelToken
     from crossdock.engine.store.store import Store
 
-__all__ = ["keep_house", "sync_when_cheap"]
+__all__ = ["BackgroundSync", "keep_house", "sync_when_cheap"]
 
 #: seconds between collections while the store is beyond what the rules allow, and otherwise
 _OFTEN_S = 60.0
@@ -57,6 +59,36 @@ def sync_when_cheap(store: Store, spent_s: float) -> bool:
         return False
     store.sync()
     return True
+
+
+class BackgroundSync:
+    """Writes to disk what a build has stored, when that is cheap, while the build pushes. A context manager: its end waits.
+
+    What fails or comes too late is left to :func:`keep_house`, which tells.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> BackgroundSync:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread is not None:
+            self._thread.join()
+
+    def begin(self) -> None:
+        """Begin, once; does not wait."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="sync", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        from contextlib import suppress
+
+        with suppress(StoreError):
+            sync_when_cheap(self._store, 0)
 
 
 def _collect(store: Store, size: int, cancel: CancelToken) -> None:

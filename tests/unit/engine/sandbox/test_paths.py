@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from crossdock.engine.sandbox.paths import make_directories, resolve_in_root
+from crossdock.engine.sandbox.paths import (
+    find_program,
+    make_directories,
+    remove_folder,
+    resolve_in_root,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,3 +92,42 @@ def test_directories_are_made_through_links_with_an_owner(root: str, tmp_path: P
 def test_a_file_in_the_way_is_an_error(root: str) -> None:
     with pytest.raises(NotADirectoryError):
         make_directories(root, "/a/f/x")
+
+
+class TestFindProgram:
+    @pytest.fixture
+    def folders(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+        for folder, mode in (("one", 0o644), ("two", 0o755)):
+            (tmp_path / folder).mkdir()
+            (tmp_path / folder / "tool").touch(mode)
+        (tmp_path / "one/folder").mkdir()
+        monkeypatch.setenv("PATH", f"{tmp_path}/absent:{tmp_path}/one:{tmp_path}/two")
+        return str(tmp_path)
+
+    @pytest.mark.parametrize("name", ["tool", "folder", "nothing", "./tool", ""])
+    def test_as_the_library_does(self, folders: str, name: str) -> None:
+        assert find_program(name) == shutil.which(name)
+
+    def test_what_may_not_be_run_is_passed_over(self, folders: str) -> None:
+        assert find_program("tool") == f"{folders}/two/tool"
+
+    def test_another_path(self, folders: str) -> None:
+        assert find_program("tool", f"{folders}/one") is None
+        assert find_program("tool", f"{folders}/two") == f"{folders}/two/tool"
+
+    def test_a_path_is_taken_as_it_is(self, folders: str) -> None:
+        assert find_program(f"{folders}/two/tool") == f"{folders}/two/tool"
+        assert find_program(f"{folders}/one/tool") is None
+
+
+def test_a_folder_is_removed_with_what_is_in_it_and_links_are_not_followed(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").touch()
+    folder = tmp_path / "folder"
+    (folder / "deep/deeper").mkdir(parents=True)
+    (folder / "deep/file").touch()
+    (folder / "link").symlink_to(outside)
+    remove_folder(folder)
+    assert not folder.exists()
+    assert (outside / "kept").exists()

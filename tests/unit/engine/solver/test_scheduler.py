@@ -242,3 +242,25 @@ def test_a_watcher_hears_of_its_own_vertices_only(scheduler: Any) -> None:
     assert box["value"] == ("one:0()",)
     assert ops[1].exec_calls == 0
     assert {name for name, _ in watchers[1].notes} == {"two"}
+
+
+def test_each_output_is_told_as_soon_as_it_is_there(scheduler: Any) -> None:
+    """The quick one while the slow one still works; both with their numbers."""
+    quick, slow = FakeOp("quick"), FakeOp("slow")
+    slow.gate = threading.Event()
+    told: list[tuple[int, Any]] = []
+
+    def on_output(number: int, result: Any) -> None:
+        told.append((number, result))
+        if slow.gate is not None:
+            slow.gate.set()
+
+    results = scheduler.solve(
+        [vertex(slow), vertex(quick)],
+        [("slow", 0), ("quick", 0)],
+        watcher=Watcher(),
+        cancel=CancelToken(),
+        on_output=on_output,
+    )
+    assert told == [(1, "quick:0()"), (0, "slow:0()")]
+    assert results == ("slow:0()", "quick:0()")

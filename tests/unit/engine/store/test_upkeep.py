@@ -11,6 +11,7 @@ import pytest
 from crossdock.cancel import CancelToken
 from crossdock.engine.store import Store, upkeep
 from crossdock.engine.store.gc import Collector
+from crossdock.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,3 +127,38 @@ def test_nothing_new_writes_nothing(store: Store, monkeypatch: pytest.MonkeyPatc
     before = log.stat()
     upkeep.keep_house(store, cancel=CancelToken())
     assert (log.stat().st_size, log.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def test_a_sync_beside_other_work_makes_what_is_stored_durable(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages(monkeypatch, 0)
+    fill(store, 3)
+    assert unsafe(store) == 3
+    with upkeep.BackgroundSync(store) as sync:
+        sync.begin()
+        sync.begin()
+    assert unsafe(store) == 0
+
+
+def test_a_sync_that_would_take_long_is_left_for_later(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages(monkeypatch, 1 << 40)
+    fill(store, 3)
+    with upkeep.BackgroundSync(store) as sync:
+        sync.begin()
+    assert unsafe(store) == 3
+
+
+def test_a_sync_that_fails_beside_other_work_fails_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        summary = "the disk is gone"
+        raise StoreError(summary)
+
+    pages(monkeypatch, 0)
+    fill(store, 1)
+    monkeypatch.setattr(store, "sync", broken)
+    with upkeep.BackgroundSync(store) as sync:
+        sync.begin()
+    assert unsafe(store) == 1
