@@ -34,7 +34,7 @@ from crossdock.buildkit.rpc.channel import Channel
 from crossdock.buildkit.rpc.status import RpcError
 from crossdock.llb.codec import encode_definition, marshal
 from crossdock.llb.graph import Node, Output
-from crossdock.llb.ops import FileAction, FileActionMkFile, FileOp, SourceOp
+from crossdock.llb.ops import FileAction, FileActionCopy, FileActionMkFile, FileOp, SourceOp
 
 class Stdio:
     def recv(self, size):
@@ -83,6 +83,19 @@ if mode == "forward":
         answer.error.code, answer.error.message = 2, exc.message
         answer.error.MergeFromString(exc.details)
     call("Return", answer, pb.ReturnResponse)
+    os._exit(0)
+if mode == "upload":
+    # As BuildKit's frontend does: the file is looked at, and then used by a step of its own.
+    for number in range(2):
+        attrs = {"http.filename": f"context{number}"}
+        file = Output(Node(SourceOp(opts["context"], attrs)))
+        read = pb.ReadFileRequest(Ref=solve(file).id, FilePath=f"/context{number}")
+        read.Range.Length = 4
+        print("begins with", call("ReadFile", read, pb.ReadFileResponse).Data, file=sys.stderr, flush=True)
+    copy = FileActionCopy(src="/context1", dest="/", attempt_unpack=True)
+    action = FileAction(action=copy, input=-1, secondary_input=0, output=0)
+    ref = solve(Output(Node(FileOp((action,)), [file])))
+    call("Return", pb.ReturnRequest(result=pb.Result(ref=pb.Ref(id=ref.id))), pb.ReturnResponse)
     os._exit(0)
 source = Output(Node(SourceOp("local://dockerfile", {"local.session": os.environ["BUILDKIT_SESSION_ID"]})))
 text = call("ReadFile", pb.ReadFileRequest(Ref=solve(source).id, FilePath="/Dockerfile"), pb.ReadFileResponse)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from crossdock.engine.cache.select import Selector
     from crossdock.engine.cache.view import View
     from crossdock.engine.facade import Engine
+    from crossdock.engine.ops.env import Upload
     from crossdock.engine.sandbox.cdi import CdiOptions
     from crossdock.engine.sandbox.etcfiles import Dns
     from crossdock.engine.sandbox.worker import WorkerInfo
@@ -85,6 +86,8 @@ class SolveInputs(NamedTuple):
     layouts: Mapping[str, Callable[[Digest], BinaryIO]] = {}
     #: how the layers of results are packed, when they all become layers of images as they are
     pack: Compression | None = None
+    #: receives what the caller uploads under the path of ``http://buildkit-session/…``; ``None``: nothing is uploaded
+    uploads: Upload | None = None
     #: given definitions that a build itself made, which it may change or refuse
     rewrite: Callable[[Output], Output | None] = lambda output: output
 

@@ -25,17 +25,17 @@ from crossdock.server.streams import session_failure
 from crossdock.server.tokens import SessionTokens, TokenQuestion
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from typing import BinaryIO
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from crossdock.buildkit.rpc.channel import Call, Message
     from crossdock.cancel import CancelToken
+    from crossdock.image.digest import Digest
     from crossdock.server.sessions import ClientSession
     from crossdock.server.tokens import TokenPool
 
 M = TypeVar("M", bound="Message")
 
-__all__ = ["ClientAgents", "ClientCredentials", "get_secret", "pull_upload", "unary_call"]
+__all__ = ["ClientAgents", "ClientCredentials", "ClientUploads", "get_secret", "unary_call"]
 
 _CREDENTIALS = "/moby.filesync.v1.Auth/Credentials"
 _SECRET = "/moby.buildkit.secrets.v1.Secrets/GetSecret"  # noqa: S105 - a method's name
@@ -138,10 +138,10 @@ def get_secret(session: ClientSession, name: str, cancel: CancelToken) -> Secret
     return Secret(got.data)
 
 
-def pull_upload(session: ClientSession, url_path: str, out: BinaryIO, cancel: CancelToken) -> None:
-    """Write a stream that the client uploads.
+def pull_upload(session: ClientSession, url_path: str, cancel: CancelToken) -> Iterator[bytes]:
+    """Yield a stream that the client uploads.
 
-    Raises: SessionLost; ContextError with the client's words; OSError of ``out``; the token's cause.
+    Raises: SessionLost; ContextError with the client's words; the token's cause.
     """
     if not session.supports(_PULL):
         summary = "the client uploads nothing"
@@ -149,12 +149,35 @@ def pull_upload(session: ClientSession, url_path: str, out: BinaryIO, cancel: Ca
     call = session.start(_PULL, (("urlpath", url_path), ("urlhost", "buildkit-session")))
     try:
         with cancel.waking(call.cancel):
-            out.writelines(parsed(upload_pb2.BytesMessage, message).data for message in call.messages())
+            for message in call.messages():
+                yield parsed(upload_pb2.BytesMessage, message).data
     except RpcError as exc:
         cancel.check()
         raise session_failure(session, exc, "receiving an upload") from exc
     finally:
         call.cancel()
+
+
+class ClientUploads:
+    """What a client uploads for one build: each stream comes once, whoever asks for it again. Safe from any thread."""
+
+    def __init__(self, find: Callable[[CancelToken], ClientSession]) -> None:
+        self._find = find
+        # Guards _received; held while a stream comes.
+        self._lock = threading.Lock()
+        self._received: dict[str, Digest] = {}
+
+    def __call__(
+        self, path: str, store: Callable[[Iterable[bytes]], Digest], cancel: CancelToken, /
+    ) -> Digest:
+        """Have ``store`` take in a stream, or return what it returned before.
+
+        Raises: as :func:`pull_upload`, and what ``store`` raises.
+        """
+        with self._lock:
+            if path not in self._received:
+                self._received[path] = store(pull_upload(self._find(cancel), path, cancel))
+            return self._received[path]
 
 
 class ClientAgents:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import posixpath
+import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -28,17 +29,17 @@ from crossdock.dockerfile.contexts import (
 from crossdock.engine.cache.layerview import LayerView
 from crossdock.engine.cache.view import resolve
 from crossdock.engine.solver import OpContext
+from crossdock.engine.sources.http import UPLOAD_HOST
 from crossdock.errors import ContextError, UsageError
 from crossdock.image.platform import local_platform
 from crossdock.llb.graph import Node, Output
 from crossdock.llb.ops import FileAction, FileActionCopy, FileOp, OpMetadata
 from crossdock.record import replace
-from crossdock.server.clientcalls import pull_upload
 from crossdock.server.failures import Unsupported
 from crossdock.server.results import ResultRef, Results, platform_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import TypeGuard
 
     from crossdock.dockerfile.contexts import ContextSpec
@@ -47,13 +48,13 @@ if TYPE_CHECKING:
     from crossdock.engine.cache.refs import Ref
     from crossdock.engine.facade import FileInfo
     from crossdock.image.config import ImageConfig
+    from crossdock.image.digest import Digest
     from crossdock.server.jobs import Job
 
 __all__ = ["run_dockerfile"]
 
 _MAX_DOCKERFILE_BYTES = 2 << 20
 _SNIFFED_BYTES = 1024
-_UPLOAD_HOST = "buildkit-session"
 #: features a client may demand of the frontend
 _CAPS = frozenset(
     [
@@ -209,27 +210,32 @@ class _Frontend:
 
     def _main_context(self, spec: ContextSpec | None) -> ContextSpec | None:
         """Replace a context that the client uploads by what it uploads."""
-        if not isinstance(spec, HttpContext) or urlsplit(spec.url).hostname != _UPLOAD_HOST:
+        if not isinstance(spec, HttpContext) or urlsplit(spec.url).hostname != UPLOAD_HOST:
             return spec
         name = f"upload-{urlsplit(spec.url).path.strip('/')}"
         with self._job.uploading:
-            if name not in self._job.uploads:
-                self._job.uploads[name] = self._uploaded(name, urlsplit(spec.url).path)
-            return InputContext(output=self._job.uploads[name])
+            if name not in self._job.uploaded:
+                self._job.uploaded[name] = self._uploaded(name, urlsplit(spec.url).path)
+            return InputContext(output=self._job.uploaded[name])
 
     def _uploaded(self, name: str, path_there: str) -> Output:
         """Receive an upload; returns the files of an archive, or the file."""
-        directory = Path(tempfile.mkdtemp(prefix="crossdock-upload-", dir=self._job.engine.store.root))
+        store = self._job.engine.store
+        directory = Path(tempfile.mkdtemp(prefix="crossdock-upload-", dir=store.root))
         self._job.on_close(lambda: _remove(directory))
         with shown(self._job.log, "[internal] load remote build context") as step:
-            path = directory / "context"
-            session = self._job.session(self._job.cancel)
-            with path.open("wb") as file:
-                pull_upload(session, path_there, file, self._job.cancel)
-            size = path.stat().st_size
-            step.transferred("transferring context:", size)
-            with path.open("rb") as file:
+
+            def keep(blocks: Iterable[bytes]) -> Digest:
+                with store.content.writer(self._job.engine.lease) as writer:
+                    for data in blocks:
+                        writer.write(data)
+                    return writer.commit()[0]
+
+            blob = store.content.path(self._job.uploads(path_there, keep, self._job.cancel))
+            step.transferred("transferring context:", blob.stat().st_size)
+            with blob.open("rb") as file:
                 archive = is_archive(file.read(_SNIFFED_BYTES))
+            _place(blob, directory / "context", linked=archive)
         self._job.directories.add(name, directory)
         source = local_source(name, title="[internal] load uploaded build context", hint=name)
         return _unpacked(source) if archive else source
@@ -308,6 +314,15 @@ def _read(root: Path, path: str) -> bytes | None:
         return None
     with os.fdopen(view.open(node), "rb") as file:
         return file.read(_MAX_DOCKERFILE_BYTES + 1)
+
+
+def _place(blob: Path, target: Path, *, linked: bool) -> None:
+    """Make a blob a file of a context; one that is only read may be the blob itself."""
+    if linked:
+        with suppress(OSError):  # not on every file system
+            os.link(blob, target)
+            return
+    shutil.copyfile(blob, target)
 
 
 def _remove(directory: Path) -> None:

@@ -23,7 +23,7 @@ from crossdock.errors import Cancelled, CrossdockError, UsageError
 from crossdock.server.answer import Answer
 from crossdock.server.attests import Asked, JobAttests
 from crossdock.server.caches import JobCaches
-from crossdock.server.clientcalls import ClientAgents, ClientCredentials, get_secret
+from crossdock.server.clientcalls import ClientAgents, ClientCredentials, ClientUploads, get_secret
 from crossdock.server.clientstore import ClientLayouts
 from crossdock.server.containers import JobContainers
 from crossdock.server.failures import Missing
@@ -105,9 +105,10 @@ class Job:
         self.bridge: Callable[[Answer, Mapping[str, ops_pb2.Definition]], Mapping[str, Handler]] | None = None
         #: what frontends it may use
         self.frontends = FrontendRules()
-        #: contexts that the client uploaded, by name: each comes once, whoever asks for it again
-        self.uploads: dict[str, Output] = {}
-        # Guards uploads; held while one comes.
+        self.uploads = ClientUploads(self.session)
+        #: contexts that the client uploaded, by name
+        self.uploaded: dict[str, Output] = {}
+        # Guards uploaded; held while one comes.
         self.uploading = threading.Lock()
         self.containers = JobContainers()
         self._stack.callback(self.containers.close)
@@ -204,6 +205,7 @@ class Job:
             allow=self.allow,
             fetch_local=self.directories,
             layouts=self.layouts,
+            uploads=self.uploads,
             rewrite=(policies or self.policies).apply,
         )
 

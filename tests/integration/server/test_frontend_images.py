@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tarfile
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 import pytest
@@ -78,3 +80,21 @@ def test_the_rules_of_the_daemon_hold_for_images(
     env = {"EXPERIMENTAL_BUILDKIT_SOURCE_POLICY": str(tmp_path / "policy.json")}
     done = buildx.build(context, env=env, check=False)
     assert "denied by policy" in done.stderr
+
+
+@pytest.mark.parametrize("chosen", ["by the file", "by the client"])
+def test_one_fetches_the_context_that_its_client_uploads(
+    buildx: Buildx, frontend: str, tmp_path: Path, chosen: str
+) -> None:
+    data = BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        for name, text in (("Dockerfile", f"# syntax={frontend}\n"), ("sub/file", "uploaded")):
+            info = tarfile.TarInfo(name)
+            info.size = len(text)
+            archive.addfile(info, BytesIO(text.encode()))
+    extra = () if chosen == "by the file" else ("--build-arg", f"BUILDKIT_SYNTAX={frontend}")
+    done = buildx.build(
+        "--build-arg", "mode=upload", *extra, "-o", tmp_path / "out", "-", stdin=data.getvalue()
+    )
+    assert (tmp_path / "out/sub/file").read_text() == "uploaded"
+    assert "begins with b'Dock'" in done.stderr

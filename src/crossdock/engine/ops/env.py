@@ -14,7 +14,7 @@ from crossdock.engine.solver.keys import KeyHasher
 from crossdock.errors import InternalError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, MutableMapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
     from pathlib import Path
     from typing import BinaryIO
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from crossdock.progress.events import EventSink
     from crossdock.secret import Secret
 
-__all__ = ["FillMount", "OpEnv"]
+__all__ = ["FillMount", "OpEnv", "Upload"]
 
 
 class FillMount(Protocol):
@@ -42,6 +42,19 @@ class FillMount(Protocol):
         """Fill ``directory``; ``base`` is the vertex and output that the mount starts from, or ``("", 0)``.
 
         False when there is nothing to fill it with. Raises: StoreFull; the token's cause.
+        """
+        ...
+
+
+class Upload(Protocol):
+    """Receives what the caller of a solve uploads."""
+
+    def __call__(
+        self, path: str, store: Callable[[Iterable[bytes]], Digest], cancel: CancelToken, /
+    ) -> Digest:
+        """Have ``store`` take in what comes under a path, once per build; returns what it returned.
+
+        Raises: ContextError with the caller's words; the token's cause.
         """
         ...
 
@@ -67,6 +80,7 @@ class OpEnv:
         pins: MutableMapping[str, str] | None = None,
         pack: Compression | None = None,
         devices: Callable[[], DeviceRegistry] | None = None,
+        uploads: Upload | None = None,
     ) -> None:
         self.store = store
         self.lease = lease
@@ -90,6 +104,8 @@ class OpEnv:
         self.layouts = layouts or {}
         #: source vertex -> what it turned out to be: the digest of an image or file, a commit
         self.pins = pins if pins is not None else {}
+        #: receives what the caller uploads
+        self.uploads = uploads
         #: how results are packed, where only images are made of them
         self.pack = pack
         #: vertices whose results no other vertex uses; set before ops run

@@ -27,14 +27,14 @@ from crossdock.llb.ops import SourceOp
 from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from crossdock.engine.ops.env import OpEnv
     from crossdock.engine.solver import OpContext, Result
     from crossdock.llb.graph import Node
     from crossdock.registry.http1 import Response
 
-__all__ = ["HttpFacts", "HttpSolverOp"]
+__all__ = ["UPLOAD_HOST", "HttpFacts", "HttpSolverOp"]
 
 _KNOWN = frozenset(
     f"http.{name}"
@@ -49,6 +49,8 @@ _KNOWN = frozenset(
         "sig.signature",
     )
 )
+#: not a server: who asked for the build uploads what is under this name
+UPLOAD_HOST = "buildkit-session"
 #: seconds before the first of the further tries
 PAUSE_S = 0.3
 
@@ -138,6 +140,8 @@ class HttpSolverOp(BaseOp):
         return self._fetched
 
     def _download(self, ctx: OpContext) -> HttpFacts:
+        if urlsplit(self._url).hostname == UPLOAD_HOST:
+            return self._receive(ctx)
         from crossdock.engine.sources.web import FetchFailed, Web
 
         known = self._known()
@@ -168,21 +172,38 @@ class HttpSolverOp(BaseOp):
             web.close()
         return found[0]
 
-    def _store(self, response: Response, ctx: OpContext) -> HttpFacts:
-        from crossdock.engine.sources.web import blocks
+    def _receive(self, ctx: OpContext) -> HttpFacts:
+        """Take what the caller uploads instead of asking a server; nothing is known of it but its content."""
+        if self.env.uploads is None:
+            msg = "nothing is uploaded in this build"
+            raise self._error(msg)
 
-        content = self.env.store.content
+        def store(data: Iterable[bytes]) -> Digest:
+            return self._keep(data, 0, ctx)
+
+        digest = self.env.uploads(urlsplit(self._url).path, store, ctx.cancel)
+        self._verify(digest)
+        return HttpFacts(digest, self._filename(""), 0)
+
+    def _keep(self, blocks: Iterable[bytes | memoryview], total: int, ctx: OpContext) -> Digest:
+        """Write a file's content to the store."""
         with (
-            Transfer(ctx.sink, self.vertex, "transferring", total=response.content_length or 0) as transfer,
-            content.writer(self.env.lease) as writer,
+            Transfer(ctx.sink, self.vertex, "transferring", total=total) as transfer,
+            self.env.store.content.writer(self.env.lease) as writer,
         ):
             at = 0
-            for data in blocks(response):
+            for data in blocks:
                 ctx.cancel.check()
                 writer.write(data)
                 at += len(data)
                 transfer.at(at)
             digest, _ = writer.commit()
+        return digest
+
+    def _store(self, response: Response, ctx: OpContext) -> HttpFacts:
+        from crossdock.engine.sources.web import blocks
+
+        digest = self._keep(blocks(response), response.content_length or 0, ctx)
         self._verify(digest)
         known = {
             "digest": digest,
