@@ -54,6 +54,8 @@ def parse_bytes(text: str) -> int:
 
     Raises: UsageError.
     """
+    if text.isdecimal() and text.isascii():
+        return int(text)
     match = re.match(_SIZE, text.strip(), re.IGNORECASE)
     if match is None:
         summary = f"invalid size: {text!r}"

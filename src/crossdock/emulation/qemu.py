@@ -25,8 +25,8 @@ __all__ = ["QemuBinaries", "QemuBinary"]
 
 _DIRECTORIES = ("/usr/local/bin", "/usr/bin", "/bin")
 _PATTERNS = ("qemu-{}-static", "qemu-{}", "buildkit-qemu-{}")
-_VERSION = re.compile(r"version (\d+(?:\.\d+)+)")
-_NUMBERS = re.compile(r"\d+(?:\.\d+)+")
+_VERSION = r"version (\d+(?:\.\d+)+)"
+_NUMBERS = r"\d+(?:\.\d+)+"
 _TIMEOUT_S = 10
 
 
@@ -51,7 +51,7 @@ class QemuBinary(NamedTuple):
             )
         except (OSError, subprocess.TimeoutExpired):
             return ""
-        found = _VERSION.search(done.stdout)
+        found = re.search(_VERSION, done.stdout)
         if found is not None and memory is not None:
             _remember(self.path, found.group(1), memory)
         return found.group(1) if found else ""
@@ -130,7 +130,7 @@ def _remembered(path: str, memory: Path | None) -> str:
     except OSError:
         return ""
     version = text.removeprefix(identity)
-    return version if version != text and _NUMBERS.fullmatch(version) else ""
+    return version if version != text and re.fullmatch(_NUMBERS, version) else ""
 
 
 def _remember(path: str, version: str, memory: Path) -> None:

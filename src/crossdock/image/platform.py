@@ -245,7 +245,7 @@ def match_order(wanted: Platform) -> tuple[Platform, ...]:
     variant = wanted.variant
     if wanted.architecture == "arm" and re.fullmatch(r"v[5-9]", variant):
         return tuple(replace(base, variant=f"v{n}") for n in range(int(variant[1]), 4, -1))
-    if wanted.architecture == "amd64" and re.fullmatch(r"v[2-9]", variant):
+    if variant and wanted.architecture == "amd64" and re.fullmatch(r"v[2-9]", variant):
         lower = tuple(replace(base, variant=f"v{n}") for n in range(int(variant[1]), 1, -1))
         return (*lower, replace(base, variant=""))
     if wanted.architecture == "arm64" and variant:

@@ -49,7 +49,7 @@ class Annotations:
         rest: dict[str, str] = {}
         items: list[_Annotation] = []
         for name, value in attrs.items():
-            match = re.match(_KEY, name)
+            match = re.match(_KEY, name) if name.startswith("annotation") else None
             if match is None:
                 rest[name] = value
                 continue
