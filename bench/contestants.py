@@ -186,6 +186,38 @@ class Buildkit(_Buildx):
         return _first_line(["buildkitd", "--version"], self.env)
 
 
+class Served(_Buildx):
+    """Buildx from PATH, and ``crossdock serve``: both sides with a warm daemon and the same client."""
+
+    name = "buildx+crossdock serve"
+
+    def start(self, stack: contextlib.ExitStack) -> None:
+        """Start the server on the state folder, and a builder for it."""
+        self.buildx = buildx_on_path() or Path("docker-buildx")
+        socket = self.state / "serve.sock"
+        program = Path(sys.executable).with_name("crossdock")
+        environ = {name: text for name, text in self.env.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        process = services.Process(
+            [str(program), "serve", "--root", str(self.state / "root"), "--addr", f"unix://{socket}"],
+            log=self.folder / "serve.log",
+            env=environ,
+        )
+        stack.callback(process.stop)
+        process.wait_until(socket.exists, what="crossdock serve")
+        # Two processes watch over the one that serves.
+        self.daemon = _only_child(_only_child(process.pid))
+        self.control("create", "--name", self.state.name, "--use", "--driver", "remote", f"unix://{socket}")
+        self.control("inspect", "--bootstrap")
+
+    def served_by(self) -> str:
+        """This project."""
+        return "crossdock serve"
+
+    def remove(self) -> None:
+        """Remove the stores, whose files may belong to other ids."""
+        idmap.remove_tree(self.folder)
+
+
 class DockerBuild(_Buildx):
     """Docker Engine 26.1 with the containerd image store (BuildKit inside) and Debian's buildx."""
 
@@ -254,6 +286,10 @@ class Buildah(Contestant):
         return ["sh", "-ec", "\n".join(script)]
 
 
+def _only_child(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+
 def _first_line(command: Sequence[str], env: Mapping[str, str]) -> str:
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     return next(iter(done.stdout.splitlines()), "").strip()
@@ -270,7 +306,12 @@ def peers(names: Sequence[str]) -> list[type[Contestant]]:
 
     The Engine stands in where buildkitd or buildx is absent. All need root.
     """
-    known: dict[str, type[Contestant]] = {"buildkitd": Buildkit, "docker": DockerBuild, "buildah": Buildah}
+    known: dict[str, type[Contestant]] = {
+        "buildkitd": Buildkit,
+        "docker": DockerBuild,
+        "buildah": Buildah,
+        "serve": Served,
+    }
     if names:
         return [known[name] for name in names]
     if os.geteuid() != 0:

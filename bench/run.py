@@ -1,6 +1,6 @@
 """Compare Crossdock with the peers on this machine: interleaved runs, medians, time and peak memory.
 
-    python bench/run.py [--case NAME …] [--all] [--peer buildkitd|docker|buildah …] [--runs N] [--write]
+    python bench/run.py [--case NAME …] [--all] [--peer buildkitd|docker|buildah|serve …] [--runs N] [--write]
 
 Daemons are warm; a cold case makes every contestant forget all it has cached before each run. Contestants take turns,
 and the order turns round every time, so that a slow minute of the machine hits all of them.
@@ -79,7 +79,9 @@ def _options() -> argparse.Namespace:
     names = [case.name for case in cases.CASES]
     parser.add_argument("--case", action="append", choices=names, default=[], help="may be repeated")
     parser.add_argument("--all", action="store_true", help="the wider set as well")
-    parser.add_argument("--peer", action="append", choices=["buildkitd", "docker", "buildah"], default=[])
+    parser.add_argument(
+        "--peer", action="append", choices=["buildkitd", "docker", "buildah", "serve"], default=[]
+    )
     parser.add_argument("--runs", type=int, help="instead of each case's own number")
     parser.add_argument("--write", action="store_true", help="put the table into bench/README.md")
     return parser.parse_args()
