@@ -90,7 +90,7 @@ class Control:
             allow=frozenset(request.Entitlements),
             request=request,
         )
-        job.frontends = daemon.frontends
+        job.frontends, job.recorder = daemon.frontends, daemon.recorder
         job.bridge = lambda answer, inputs: daemon.bridge(job, answer, inputs)
         return job
 

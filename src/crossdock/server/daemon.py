@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from crossdock.buildkit.proto import ops_pb2
     from crossdock.buildkit.rpc.serve import Handler, ServerCall
+    from crossdock.engine.facade_parts import SolveRecorder
     from crossdock.server.answer import Answer
     from crossdock.server.jobs import Job
     from crossdock.server.options import ServerOptions
@@ -69,6 +70,8 @@ class Daemon:
             max_age_s=options.platforms_age_s,
         )
         self.frontends = options.frontends
+        #: takes down the solves of builds
+        self.recorder: SolveRecorder | None = None
         self.housekeeper = Housekeeper(engine.store, policies, max_bytes=options.max_used_space)
         self.housekeeper.start()
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from crossdock.engine.cache.refs import Ref
     from crossdock.engine.exporters import BuiltImage
     from crossdock.engine.facade import Engine
+    from crossdock.engine.facade_parts import SolveRecorder
     from crossdock.engine.solver import KeyedVertex
     from crossdock.llb.graph import Output
     from crossdock.llb.policy import SourcePolicies
@@ -110,6 +111,8 @@ class Job:
         self.uploaded: dict[str, Output] = {}
         # Guards uploaded; held while one comes.
         self.uploading = threading.Lock()
+        #: takes down what is solved
+        self.recorder: SolveRecorder | None = None
         self.containers = JobContainers()
         self._stack.callback(self.containers.close)
         #: for provenance and the build's record
@@ -223,7 +226,12 @@ class Job:
         for attempt in range(_RETRIES):
             try:
                 return self.engine.solve(
-                    outputs, inputs=self.inputs(policies), sink=self.log, cancel=self.cancel, keyed=self.keyed
+                    outputs,
+                    inputs=self.inputs(policies),
+                    sink=self.log,
+                    cancel=self.cancel,
+                    keyed=self.keyed,
+                    recorder=self.recorder,
                 )
             except SessionLost as exc:
                 # A step that was shared lost the client it had begun with: ours takes it up.

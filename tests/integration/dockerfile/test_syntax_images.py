@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import crossdock
+from crossdock.errors import CrossdockError, SolveError
 from support.frontendimage import MISBEHAVIOUR, frontends_end
 
 if TYPE_CHECKING:
@@ -222,17 +224,22 @@ def test_outputs_provenance_and_the_metadata_file(
     assert index["manifests"][0]["mediaType"].endswith("manifest.v1+json")
 
 
-def test_contexts_on_standard_input(case: Case, forwarder: str, base: BaseImages, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fetching", [False, True], ids=["it asks dockerfile.v0", "it fetches the URL"])
+def test_contexts_on_standard_input(
+    case: Case, forwarder: str, frontend: str, base: BaseImages, tmp_path: Path, fetching: bool
+) -> None:
     import subprocess
 
     from support.cli import PROGRAM
 
-    case.dockerfile(f"# syntax={forwarder}\nFROM {base.index}\nCOPY here /here\n")
+    name, mode = (frontend, "upload") if fetching else (forwarder, "forward")
+    case.dockerfile(f"# syntax={name}\nFROM {base.index}\nCOPY here /here\n")
     (case.folder / "here").write_text("archived")
     with tarfile.open(tmp_path / "context.tar", "w") as archive:
         archive.add(case.folder, ".")
     with (tmp_path / "context.tar").open("rb") as stdin:
-        command: list[str | Path] = [PROGRAM, "build", "--builder", "embedded", "-o", case.out, "-"]
+        command: list[str | Path] = [PROGRAM, "build", "--builder", "embedded", "-o", case.out]
+        command += ["--build-arg", f"mode={mode}", "-"]
         environment = case.crossdock.environment
         done = subprocess.run(
             command, stdin=stdin, env=environment, check=False, capture_output=True, text=True
@@ -241,6 +248,97 @@ def test_contexts_on_standard_input(case: Case, forwarder: str, base: BaseImages
     assert (case.out / "here").read_text() == "archived"
 
 
-def test_explanations_are_refused(strange: Case) -> None:
-    done = strange.build("--explain", strange.folder).failed()
-    assert "--explain cannot tell of builds by the frontend image" in done.err
+def test_why_steps_ran_is_explained(case: Case, forwarder: str, base: BaseImages) -> None:
+    case.dockerfile(
+        f"# syntax={forwarder}\nFROM {base.index}\nARG VERSION\nCOPY here /here\nRUN echo $VERSION >/version\n"
+    )
+    (case.folder / "here").write_text("one")
+    case.written("--build-arg", "VERSION=1")
+    assert "Every step was cached" in case.written("--build-arg", "VERSION=1", "--explain").err
+    (case.folder / "here").write_text("two")
+    changed = case.written("--build-arg", "VERSION=1", "--explain").err
+    assert "here" in changed.partition("COPY here /here")[2]
+    argument = case.written("--build-arg", "VERSION=2", "--explain").err
+    assert "VERSION" in argument.rpartition("RUN echo")[2]
+
+
+WRONG = {
+    "a step that fails": "FROM {base}\nRUN echo said; exit 3\n",
+    "a step that is not there": 'FROM {base}\nRUN ["/nothing"]\n',
+    "an unknown instruction": "FROM {base}\nRUNN x\n",
+    "several mistakes": "FROM {base}\nRUNN x\nCOPPY a b\n",
+    "a file that is not there": "FROM {base}\nCOPY nothing /\n",
+    "an image that is not there": "FROM {host}/no/such:1\n",
+    "a registry that is not there": "FROM 127.0.0.1:1/no/such:1\n",
+    "a secret that is not there": "FROM {base}\nRUN --mount=type=secret,id=s,required=true true\n",
+    "a permission that is not given": "# check=skip=all\nFROM {base}\nRUN --security=insecure true\n",
+}
+
+
+def told(error: CrossdockError) -> dict[str, object]:
+    """What a caller sees of an error, without what differs from build to build."""
+    found = {key: getattr(error, key, None) for key in ("summary", "hint", "exit_code", "code", "retryable")}
+    found |= {key: getattr(error, key, None) for key in ("log_tail", "vertex_name", "step_exit_code")}
+    found["line"] = error.source.start.line if error.source is not None else None
+    return {"type": type(error), **found}
+
+
+@pytest.mark.parametrize("text", WRONG.values(), ids=WRONG.keys())
+def test_python_gets_the_errors_of_other_embedded_builds(
+    forwarder: str, base: BaseImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("CROSSDOCK_ROOT", str(tmp_path / "root"))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    monkeypatch.delenv("BUILDX_BUILDER", raising=False)
+    (tmp_path / "c").mkdir()
+    found = []
+    for syntax in ("docker/dockerfile:1", forwarder):
+        host = forwarder.partition("/")[0]
+        file = f"# syntax={syntax}\n" + text.format(base=base.index, host=host)
+        (tmp_path / "c/Dockerfile").write_text(file)
+        with pytest.raises(CrossdockError) as caught:
+            crossdock.build(tmp_path / "c", builder="embedded")
+        found.append(told(caught.value))
+    own, foreign = found
+    # The server does not know where its client's directory is.
+    own["hint"] = own["hint"] and str(own["hint"]).removesuffix(f" {tmp_path / 'c'}")
+    assert foreign == own
+
+
+def test_python_gets_what_a_frontend_itself_reports_as_an_error_of_the_build(
+    frontend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CROSSDOCK_ROOT", str(tmp_path / "root"))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    monkeypatch.delenv("BUILDX_BUILDER", raising=False)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/Dockerfile").write_text(f"# syntax={frontend}\n")
+    with pytest.raises(SolveError, match="line 7 makes no sense"):
+        crossdock.build(tmp_path / "c", builder="embedded", build_args={"mode": "error"})
+
+
+def test_python_gets_provenance_with_attestations(
+    forwarder: str, base: BaseImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CROSSDOCK_ROOT", str(tmp_path / "root"))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    for name in ("BUILDX_BUILDER", "BUILDX_METADATA_PROVENANCE"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "c").mkdir()
+    found = []
+    for syntax in ("docker/dockerfile:1", forwarder):
+        (tmp_path / "c/Dockerfile").write_text(f"# syntax={syntax}\nFROM {base.index}\nRUN echo x >/x\n")
+        output = [f"type=oci,dest={tmp_path / 'x.tar'}"]
+        plain = crossdock.build(tmp_path / "c", builder="embedded", outputs=output)
+        assert "buildx.build.provenance" not in plain.metadata
+        attested = crossdock.build(
+            tmp_path / "c", builder="embedded", outputs=output, attests=["type=provenance,mode=max"]
+        )
+        found.append(attested.metadata["buildx.build.provenance"].keys())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("BUILDX_METADATA_PROVENANCE", "max")
+            asked = crossdock.build(tmp_path / "c", builder="embedded", outputs=output)
+        found.append(asked.metadata["buildx.build.provenance"].keys())
+    own, own_max, foreign, foreign_max = found
+    assert foreign == own
+    assert foreign_max == own_max

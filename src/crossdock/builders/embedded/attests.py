@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from crossdock.llb.graph import Output
     from crossdock.progress.events import EventSink
 
-__all__ = ["BuildAttests"]
+__all__ = ["BuildAttests", "asks_for_attestations", "metadata_mode"]
 
 _ARGUMENT = "BUILDKIT_ATTEST_"
 _METADATA_MODE = "BUILDX_METADATA_PROVENANCE"
@@ -58,7 +58,7 @@ class BuildAttests:
         self._started_ns = time.time_ns()
         self._requests = _requests(request)
         #: of the provenance in the build's metadata: ``min``, ``max`` or ``""`` for none
-        self._metadata_mode = _metadata_mode(wanted=self._requests is not None)
+        self._metadata_mode = metadata_mode(wanted=self._requests is not None)
         #: solved to read the Dockerfile
         self._read_first: list[Output] = []
         self._attesting: BuildAttestations | None = None
@@ -197,7 +197,13 @@ def _csv(params: Mapping[str, str]) -> str:
     return ",".join('"' + f.replace('"', '""') + '"' if set(f) & set(',"\n') else f for f in fields)
 
 
-def _metadata_mode(*, wanted: bool) -> str:
+def asks_for_attestations(request: BuildRequest) -> bool:
+    """Whether a build is to attest anything. Raises: UsageError, NotSupported for what cannot be attested."""
+    return _requests(request) is not None
+
+
+def metadata_mode(*, wanted: bool) -> str:
+    """Return how much provenance goes into the metadata; ``wanted``: outputs get attestations. Raises: ConfigError."""
     text = os.environ.get(_METADATA_MODE, "")
     if text in _FALSE:
         return ""

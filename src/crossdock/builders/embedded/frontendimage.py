@@ -1,30 +1,40 @@
 """Builds whose ``# syntax=`` names an image: the server's services run in this process, and are asked as any daemon is.
 
-So frontends in images are run in one way everywhere. Contexts, secrets, agents and outputs take the session's way.
+So frontends in images are run in one way everywhere. Contexts, secrets, agents and outputs take the session's way. What
+fails is raised as on this builder always, not as what has come over an API.
 """
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, BinaryIO
 
 from crossdock.builders.attributes import entitlements
 from crossdock.builders.drivers.buildkit import BuildKitDriver
+from crossdock.builders.embedded.attests import asks_for_attestations, metadata_mode
+from crossdock.builders.embedded.explain import Explainer
 from crossdock.builders.embedded.inputs import STDIN
 from crossdock.buildkit.client import Client
-from crossdock.errors import NotSupported
+from crossdock.buildkit.rpc.status import RpcError
+from crossdock.errors import CrossdockError, InternalError, NotSupported, RemoteError, SolveError
 from crossdock.record import replace
 from crossdock.server.inprocess import serving
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from crossdock.builders.embedded.inputs import Inputs
     from crossdock.builders.request import BuildRequest
     from crossdock.builders.result import BuildResult
     from crossdock.buildkit.transport import ByteStream
     from crossdock.cancel import CancelToken
+    from crossdock.engine.cache.select import Selector
+    from crossdock.engine.cache.view import View
     from crossdock.engine.facade import Engine
+    from crossdock.engine.solver import KeyedVertex
+    from crossdock.llb.graph import Node
     from crossdock.progress.events import EventSink
+    from crossdock.server.inprocess import Services
 
 __all__ = ["build_by_image"]
 
@@ -36,16 +46,85 @@ def build_by_image(
 ) -> BuildResult:
     """Build, or answer a question, by the frontend in ``image``; ``inputs`` hold what came on standard input.
 
-    Raises: NotSupported for ``--explain``; as a build on a BuildKit daemon.
+    Raises: everything a build can fail with; SolveError for what the frontend itself reports.
     """
-    if request.explain:
-        summary = f"--explain cannot tell of builds by the frontend image {image}"
-        raise NotSupported(summary, hint="build without --explain")
-    # As everywhere on this builder: no provenance unless it is asked for.
-    request = replace(request, attests={"provenance": None, **request.attests})
+    request = _as_here(request)
     granted = frozenset(name.partition("=")[0] for name in entitlements(request))
-    with serving(engine, granted) as dial:
-        return _Driver(dial, inputs).build(request, sink, cancel)
+    explainer = Explainer(request)
+    try:
+        with serving(engine, granted, recorder=_OneByOne(explainer)) as services:
+            try:
+                result = _Driver(services.dial, inputs).build(request, sink, cancel)
+            except CrossdockError as exc:
+                cancel.check()
+                raise _own(exc, services, image) from exc
+    finally:
+        why = explainer.finish(engine.store)
+    if request.explain:
+        result = replace(result, metadata={**result.metadata, "crossdock.explain": why})
+    return result
+
+
+def _as_here(request: BuildRequest) -> BuildRequest:
+    """Ask for what this builder gives: no provenance in outputs unless it is asked for, in the metadata with it."""
+    mode = request.metadata_provenance
+    if not mode:
+        wanted = asks_for_attestations(request)
+        mode = metadata_mode(wanted=wanted) if wanted or "provenance" not in request.attests else ""
+    return replace(request, attests={"provenance": None, **request.attests}, metadata_provenance=mode)
+
+
+def _own(error: CrossdockError, services: Services, image: str) -> CrossdockError:
+    """Return the error as it was before it went through calls."""
+    status = _status(error)
+    if status is None:
+        return error
+    found = services.origin(status.message)
+    if found is not None:
+        if found.source is None:
+            found.source = error.source  # the frontend knew where
+        return found
+    if not isinstance(error, RemoteError):
+        return error
+    summary = status.message
+    if status.code == "INTERNAL":
+        return InternalError(summary)
+    if status.code == "UNIMPLEMENTED":
+        hint = f"the frontend {image} does not have it, or asks for what this version lacks"
+        return NotSupported(summary, hint=hint)
+    return SolveError(summary, detail=error.detail, hint=error.hint, source=error.source, vertex=error.vertex)
+
+
+def _status(error: BaseException | None) -> RpcError | None:
+    """Return the status of the call that an error comes from."""
+    while error is not None:
+        if isinstance(error, RpcError):
+            return error
+        error = error.__cause__
+    return None
+
+
+class _OneByOne:
+    """A recorder for solves that end at the same time."""
+
+    def __init__(self, explainer: Explainer) -> None:
+        self.wanted = explainer.wanted
+        self._explainer = explainer
+        # Held while a solve is taken down.
+        self._lock = threading.Lock()
+
+    def take(
+        self,
+        nodes: Mapping[str, Node],
+        keyed: Sequence[KeyedVertex],
+        ran: Collection[str],
+        reads: Mapping[str, tuple[View, Sequence[Selector]]],
+        stage_reads: Mapping[str, tuple[View, Sequence[Selector], str]],
+        cancel: CancelToken,
+    ) -> None:
+        """Take a solve down."""
+        with self._lock:
+            self._explainer.take(nodes, keyed, ran, reads, stage_reads, cancel)
 
 
 class _Driver(BuildKitDriver):

@@ -16,9 +16,11 @@ from crossdock.progress.events import VertexStatus
 from support.scripted import Got, Reply, ScriptedServer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from crossdock.errors import CrossdockError
+    from crossdock.image.digest import Digest
     from unit.engine.sources.conftest import Runner
 
 DATA = b"content\n" * 1000
@@ -267,3 +269,33 @@ def test_proxies_of_the_environment_are_used(
     with pytest.raises(SolveError, match="refused the tunnel"):
         runner.key(runner.op(HttpSolverOp, "http://far.example/f"))
     assert "CONNECT far.example:80" in server.lines()
+
+
+class TestUploads:
+    """``http://buildkit-session/…`` is no server: the caller uploads."""
+
+    URL = "http://buildkit-session/abc"
+
+    def test_a_file_comes_from_the_caller(self, runner: Runner) -> None:
+        asked: list[str] = []
+
+        def uploads(path: str, store: Callable[[Iterable[bytes]], Digest], _cancel: CancelToken) -> Digest:
+            asked.append(path)
+            return store([DATA[:100], DATA[100:]])
+
+        op = runner.op(HttpSolverOp, self.URL, {"http.filename": "context"}, uploads=uploads)
+        path = only(runner.folder(op))
+        assert (path.name, path.read_bytes()) == ("context", DATA)
+        assert asked == ["/abc"], "once for key and file"
+
+    def test_a_wrong_checksum_is_refused(self, runner: Runner) -> None:
+        def uploads(_path: str, store: Callable[[Iterable[bytes]], Digest], _cancel: CancelToken) -> Digest:
+            return store([b"something else"])
+
+        op = runner.op(HttpSolverOp, self.URL, {"http.checksum": DIGEST}, uploads=uploads)
+        with pytest.raises(SolveError, match="digest mismatch"):
+            runner.folder(op)
+
+    def test_without_a_caller_that_uploads_it_fails_with_a_sentence(self, runner: Runner) -> None:
+        with pytest.raises(SolveError, match="nothing is uploaded in this build"):
+            runner.folder(runner.op(HttpSolverOp, self.URL))
