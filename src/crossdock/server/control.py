@@ -85,6 +85,7 @@ class Control:
             request.Ref,
             engine=engine,
             sessions=daemon.sessions,
+            trees=daemon.trees,
             session_id=request.Session,
             registry=daemon.registry,
             allow=frozenset(request.Entitlements),

@@ -20,6 +20,7 @@ from crossdock.server.gateway import Containers, LLBBridge, build_id
 from crossdock.server.history import History, HistoryLimits
 from crossdock.server.housekeeping import Housekeeper
 from crossdock.server.jobs import Jobs
+from crossdock.server.lefttree import TreeMemory
 from crossdock.server.listen import Listeners
 from crossdock.server.sessions import SessionManager
 from crossdock.server.tracing import TraceRecorder
@@ -53,6 +54,7 @@ class Daemon:
         self.entitlements = options.entitlements
         self.registry = RegistryConfig(hosts=options.registries)
         self.sessions = SessionManager()
+        self.trees = TreeMemory()
         self.jobs = Jobs(engine)
         limits = HistoryLimits(entries=options.history_entries, age_s=options.history_age_s)
         self.history = History(records or engine.store.root / "history", limits)

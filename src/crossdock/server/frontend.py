@@ -276,7 +276,7 @@ class _Frontend:
     def _directory(self, name: str, attrs: Mapping[str, str], vertex: str) -> Path:
         if name not in self._job.asked.locals:
             self._job.asked.locals.append(name)
-        return self._job.directories(name, attrs, vertex, OpContext(self._job.cancel, self._job.log))
+        return self._job.directories(name, attrs, vertex, OpContext(self._job.cancel, self._job.log)).path
 
     def _read_output(self, output: Output | None, path: str) -> bytes | None:
         if output is not None:

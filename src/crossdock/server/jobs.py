@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from crossdock.llb.policy import SourcePolicies
     from crossdock.registry import RegistryClient, RegistryConfig
     from crossdock.secret import Secret
+    from crossdock.server.lefttree import TreeMemory
     from crossdock.server.results import ResultRef, Results
     from crossdock.server.sessions import ClientSession, SessionManager
 
@@ -70,6 +71,7 @@ class Job:
         *,
         engine: Engine,
         sessions: SessionManager,
+        trees: TreeMemory,
         session_id: str,
         registry: RegistryConfig,
         allow: frozenset[str],
@@ -89,7 +91,7 @@ class Job:
         self.generation = engine
         self.engine = engine.scope(self._client)
         self._stack.callback(self.engine.close)
-        self.directories = ClientDirectories(self.engine, sessions, session_id)
+        self.directories = ClientDirectories(self.engine, sessions, session_id, trees)
         self._stack.callback(self.directories.close)
         self._agents = ClientAgents(lambda: self.session(self.cancel), self.cancel)
         self._stack.callback(self._agents.close)

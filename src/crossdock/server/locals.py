@@ -19,6 +19,7 @@ from urllib.parse import quote_plus
 from crossdock.buildkit.proto import wire_pb2
 from crossdock.buildkit.rpc.status import RpcError
 from crossdock.engine.facade_shared import single_id
+from crossdock.engine.sources.local import Fetched
 from crossdock.errors import ContextError, CrossdockError, SolveError
 from crossdock.linux import spread_subdirectories
 from crossdock.progress.events import VertexStatus
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from crossdock.cancel import CancelToken
     from crossdock.engine.facade import Engine
     from crossdock.engine.solver import OpContext
+    from crossdock.server.lefttree import TreeMemory
     from crossdock.server.sessions import ClientSession, SessionManager
 
 __all__ = ["ClientDirectories"]
@@ -43,9 +45,11 @@ _REPORT_S = 0.1
 class ClientDirectories:
     """Satisfies the engine's ``FetchLocal`` for one build; :meth:`close` it when its results are complete."""
 
-    def __init__(self, engine: Engine, sessions: SessionManager, session_id: str) -> None:
+    def __init__(self, engine: Engine, sessions: SessionManager, session_id: str, trees: TreeMemory) -> None:
+        """``trees`` are of all builds with this store."""
         self._engine = engine
         self._sessions = sessions
+        self._trees = trees
         self._session_id = session_id
         self._stack = ExitStack()
         #: sessions that own a directory, by its name, where the definition does not say
@@ -53,13 +57,13 @@ class ClientDirectories:
         self._given: dict[str, Path] = {}
         # Guards _known, _pending and _stack; never held while something is received.
         self._lock = threading.Condition()
-        self._known: dict[tuple[str, ...], Path] = {}
+        self._known: dict[tuple[str, ...], Fetched] = {}
         self._pending: set[tuple[str, ...]] = set()
 
-    def __call__(self, name: str, attrs: Mapping[str, str], vertex: str, ctx: OpContext, /) -> Path:
+    def __call__(self, name: str, attrs: Mapping[str, str], vertex: str, ctx: OpContext, /) -> Fetched:
         """Receive a directory, once per build and selection. Raises: ContextError, SessionLost, StoreFull."""
         if name in self._given:
-            return self._given[name]
+            return Fetched(self._given[name])
         session_id = attrs.get("local.session") or self.owners.get(name) or self._session_id
         wanted = {k: v for k, v in attrs.items() if k not in ("local.session", "local.unique")}
         key = (name, session_id, json.dumps(wanted, sort_keys=True))
@@ -72,10 +76,10 @@ class ClientDirectories:
             self._pending.add(key)
         try:
             session = self._find(session_id, ctx.cancel)
-            path = self._receive(session, name, attrs, vertex, ctx)
+            fetched = self._receive(session, name, attrs, vertex, ctx)
             with self._lock:
-                self._known[key] = path
-            return path
+                self._known[key] = fetched
+            return fetched
         finally:
             with self._lock:
                 self._pending.discard(key)
@@ -108,7 +112,7 @@ class ClientDirectories:
 
     def _receive(
         self, session: ClientSession, name: str, attrs: Mapping[str, str], vertex: str, ctx: OpContext
-    ) -> Path:
+    ) -> Fetched:
         if not session.supports(_METHOD):
             summary = f"no local sources enabled: the client offers no directory {name}"
             raise ContextError(summary)
@@ -138,12 +142,15 @@ class ClientDirectories:
                 wants_data=_wants_data(attrs) if metadata_only else None,
                 on_bytes=report.add,
                 owners=not single_id(),
+                left=self._trees.take(path),
             )
             with report:
                 _transfer(session, receiver, _request(name, attrs), ctx.cancel)
+            if receiver.left is not None:
+                self._trees.keep(path, receiver.left)
             with self._lock:
                 self._stack.enter_context(stack.pop_all())
-        return path
+        return Fetched(path, receiver.left.tree if receiver.left is not None else None)
 
 
 def _transfer(

@@ -428,8 +428,15 @@ class Connection:
                 if end - at - 9 < length:
                     break
                 number = int.from_bytes(data[at + 5 : at + 9], "big") & _MAX_WINDOW
-                self._handle(data[at + 3], data[at + 4], number, data[at + 9 : at + 9 + length], touched)
+                payload, kind, flags = data[at + 9 : at + 9 + length], data[at + 3], data[at + 4]
                 at += 9 + length
+                if (
+                    kind == _DATA
+                    and not flags
+                    and data.startswith(data[at - length - 6 : at - length], at + 3)
+                ):
+                    payload, at = _joined(payload, data, at)
+                self._handle(kind, flags, number, payload, touched)
             if touched:
                 with self.lock:
                     for stream in touched:
@@ -668,6 +675,22 @@ def _data_frames(number: int, data: memoryview, size: int, *, last: bool) -> byt
         out += struct.pack(">HBBBI", count >> 8, count & 0xFF, _DATA, flags, number)
         out += part
     return out
+
+
+def _joined(payload: bytes, data: bytes, at: int) -> tuple[bytes, int]:
+    """Return a frame's data with those of the whole frames at ``at`` that are of its kind, flags and stream; and where they end.
+
+    Go's gRPC makes a frame of each message, however short.
+    """
+    parts = [payload]
+    head, end = data[at + 3 : at + 9], len(data)
+    while data.startswith(head, at + 3):
+        stop = at + 9 + (data[at] << 16 | data[at + 1] << 8 | data[at + 2])
+        if stop > end or stop - at - 9 > _MAX_FRAME:
+            break
+        parts.append(data[at + 9 : stop])
+        at = stop
+    return b"".join(parts), at
 
 
 def _unpadded(payload: bytes) -> bytes:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from crossdock.cancel import CancelToken
+    from crossdock.engine.cache.listed import ListedTree
     from crossdock.engine.store.statcache import StatTable
     from crossdock.patterns.filter import PathFilter
 
@@ -43,9 +44,16 @@ class LocalView:
     Raises: ContextError when the directory cannot be opened.
     """
 
-    __slots__ = ("_digests", "_fd", "_filter", "_lock", "_root", "_table", "root_path")
+    __slots__ = ("_digests", "_fd", "_filter", "_lock", "_root", "_table", "checksums", "root_path")
 
-    def __init__(self, root: Path, filter_: PathFilter | None, table: StatTable | None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        filter_: PathFilter | None,
+        table: StatTable | None,
+        listed: ListedTree | None = None,
+    ) -> None:
+        """``listed``: all that is below ``root``, where it is known already; then ``filter_`` has nothing to select from."""
         self.root_path = root
         self._filter = filter_
         self._table = table
@@ -58,7 +66,9 @@ class LocalView:
         except OSError as exc:
             summary = f"cannot read the directory {root}: {exc.strerror}"
             raise ContextError(summary) from exc
-        self._root = Node("", "", os.fstat(self._fd), 0, 0, "")
+        self._root = Node("", "", os.fstat(self._fd), 0, 0, "") if listed is None else listed.root
+        #: digests of parts of the tree that hold as long as the tree is this one
+        self.checksums = None if listed is None else listed.checksums
 
     def close(self) -> None:
         """Give the directory up; idempotent."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from crossdock.cancel import CancelToken
 
-__all__ = ["MAX_LINKS", "Node", "Stat", "View", "resolve", "split_path"]
+__all__ = ["MAX_LINKS", "Node", "Stat", "View", "resolve", "split_path", "untouched"]
 
 #: links followed for one path before it is called a loop (the kernel's own limit)
 MAX_LINKS = 40
@@ -94,6 +94,21 @@ class Node:
     def is_file(self) -> bool:
         """Whether this is a regular file."""
         return stat.S_ISREG(self.st.st_mode)
+
+
+def untouched(was: os.stat_result | Stat, found: os.stat_result) -> bool:
+    """Whether nothing has happened to a file but that it was read, as far as ``stat`` tells."""
+    return (
+        was.st_ctime_ns == found.st_ctime_ns
+        and was.st_ino == found.st_ino
+        and was.st_mtime_ns == found.st_mtime_ns
+        and was.st_size == found.st_size
+        and was.st_mode == found.st_mode
+        and was.st_nlink == found.st_nlink
+        and was.st_uid == found.st_uid
+        and was.st_gid == found.st_gid
+        and was.st_dev == found.st_dev
+    )
 
 
 class View(Protocol):

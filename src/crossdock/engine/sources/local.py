@@ -16,11 +16,13 @@ from crossdock.engine.ops.base import BaseOp
 from crossdock.engine.solver import CacheMap, KeyHasher
 from crossdock.errors import ContextError, SolveError, StoreFull
 from crossdock.llb.ops import SourceOp
+from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from crossdock.engine.cache.listed import ListedTree
     from crossdock.engine.cache.localview import LocalView
     from crossdock.engine.ops.env import OpEnv
     from crossdock.engine.solver import OpContext, Result
@@ -29,15 +31,23 @@ if TYPE_CHECKING:
     from crossdock.llb.graph import Node
     from crossdock.patterns.filter import PathFilter
 
-__all__ = ["FetchLocal", "LocalSolverOp", "LocalSources"]
+__all__ = ["FetchLocal", "Fetched", "LocalSolverOp", "LocalSources"]
 
 _SCHEME = "local://"
+
+
+class Fetched(NamedTuple):
+    """A directory that was brought here."""
+
+    path: Path
+    #: all that is in it, where that was seen on the way
+    listed: ListedTree | None = None
 
 
 class FetchLocal(Protocol):
     """Brings a directory from elsewhere: a client of the server."""
 
-    def __call__(self, name: str, attrs: Mapping[str, str], vertex: str, ctx: OpContext, /) -> Path:
+    def __call__(self, name: str, attrs: Mapping[str, str], vertex: str, ctx: OpContext, /) -> Fetched:
         """Return a directory with what ``attrs`` select and nothing else; it stays as it is until the solve's caller ends.
 
         Raises: ContextError; the token's cause.
@@ -86,14 +96,15 @@ class LocalSources:
         """
         if self._fetch is None or name in self._directories:
             return None
-        root = self._fetch(name, attrs, vertex, ctx)
-        return self._view((str(root), (), ()), root, lambda: None)
+        root, listed = self._fetch(name, attrs, vertex, ctx)
+        return self._view((str(root), (), ()), root, lambda: None, listed)
 
     def _view(
         self,
         key: tuple[str, tuple[str, ...], tuple[str, ...]],
         root: Path,
         filter_: Callable[[], PathFilter | None],
+        listed: ListedTree | None = None,
     ) -> LocalView:
         from crossdock.engine.cache.localview import LocalView
 
@@ -104,7 +115,7 @@ class LocalSources:
                 table = self._tables.get(real)
                 if table is None:
                     table = self._tables[real] = self._store.stats.load(real)
-                view = self._views[key] = LocalView(root, filter_(), table)
+                view = self._views[key] = LocalView(root, filter_(), table, listed)
         return view
 
     def save(self) -> None:

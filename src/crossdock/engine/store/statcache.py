@@ -12,6 +12,7 @@ import hashlib
 import os
 import struct
 import sys
+import threading
 import time
 import zlib
 from array import array
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
         def st_ctime_ns(self) -> int: ...
 
 
-__all__ = ["WRITING", "StatCache", "StatTable"]
+__all__ = ["WRITING", "StatCache", "StatTable", "margin_ns"]
 
 _MAGIC = b"XDstat1" + (b"<" if sys.byteorder == "little" else b">")
 _HEADER = struct.Struct("=8sIIQ")  # magic, CRC-32 of the rest, entries, bytes of the joined paths
@@ -96,9 +97,12 @@ class StatCache:
 
 
 class StatTable:
-    """Digests by path for one context root. One user at a time, but threads may ``record`` concurrently."""
+    """Digests by path for one context root. One user at a time, but threads may ``record`` concurrently.
 
-    __slots__ = ("_digests", "_index", "_new", "_numbers", "_path", "_paths", "_seen")
+    The file is read when something is first asked of it: whose context is known otherwise does without.
+    """
+
+    __slots__ = ("_digests", "_index", "_lock", "_new", "_numbers", "_path", "_paths", "_seen")
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -107,16 +111,19 @@ class StatTable:
         self._paths: list[bytes] = []
         self._numbers: array[int] = array("Q")
         self._digests = b""
-        self._read()
-        self._index = dict(zip(self._paths, range(len(self._paths)), strict=True))
-        self._seen = bytearray(len(self._paths))
+        self._seen = bytearray()
+        # Held while the file is read, once.
+        self._lock = threading.Lock()
+        #: path -> position; ``None`` before the file was read
+        self._index: dict[bytes, int] | None = None
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._read())
 
     def get(self, path: str, info: StatNumbers) -> bytes | None:
         """Return the 32-byte sha256 of a file's content when ``info`` (a fresh ``lstat``) shows it unchanged."""
-        position = self._index.get(path.encode("utf-8", "surrogateescape"))
+        index = self._index if self._index is not None else self._read()
+        position = index.get(path.encode("utf-8", "surrogateescape"))
         if position is None:
             return None
         start = position * _FIELDS
@@ -169,6 +176,7 @@ class StatTable:
             os.close(fd)
 
     def _merged(self) -> tuple[list[bytes], array[int], bytes]:
+        self._read()
         seen = sum(self._seen)
         keep_all = len(self._paths) - seen <= max(seen + len(self._new), _KEEP_UNSEEN)
         paths: list[bytes] = []
@@ -186,7 +194,15 @@ class StatTable:
             digests += packed[_FIELDS * 8 :]
         return paths, numbers, bytes(digests)
 
-    def _read(self) -> None:
+    def _read(self) -> dict[bytes, int]:
+        with self._lock:
+            if self._index is None:
+                self._read_file()
+                self._seen = bytearray(len(self._paths))
+                self._index = dict(zip(self._paths, range(len(self._paths)), strict=True))
+            return self._index
+
+    def _read_file(self) -> None:
         try:
             with self._path.open("rb") as file:
                 if os.fstat(file.fileno()).st_mtime_ns > time.time_ns():
