@@ -6,6 +6,8 @@ import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from crossdock.errors import CrossdockError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -65,6 +67,15 @@ class EarlyExport:
         """Begin with a platform, by its number; what is not a platform is left alone. For ``Engine.solve``."""
         if number >= len(self._results) or not self._specs:
             return
+        try:
+            self._begin(number, ref)
+        except (CrossdockError, OSError, RuntimeError) as exc:  # RuntimeError: no more threads
+            # The solver goes on; the export comes to the same point, and tells.
+            from logging import getLogger
+
+            getLogger(__name__).debug("export ahead of time: %s", exc)
+
+    def _begin(self, number: int, ref: Ref) -> None:
         from crossdock.engine.exporters import PlatformImage
 
         if self.ahead is None:
