@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossdock.buildkit.proto import control_pb2, filesync_pb2
@@ -405,6 +405,33 @@ def test_padding_priorities_and_continuations_are_read() -> None:
     assert stream.read(5) == b"data"
     assert stream.read(5) == b""
     assert stream.take_headers(5) == [("grpc-status", "0")]
+    connection.close()
+    far.close()
+
+
+PIECES = st.lists(st.tuples(st.sampled_from((1, 3)), st.binary(max_size=9), st.booleans()), max_size=30)
+
+
+@settings(max_examples=60, deadline=None)
+@given(PIECES, st.lists(st.integers(1, 60), max_size=20))
+def test_data_survive_however_they_are_framed(pieces: list[tuple[int, bytes, bool]], cuts: list[int]) -> None:
+    said = SETTINGS + b"".join(frame(1, 4, number, encode([(":status", "200")])) for number in (1, 3))
+    for number, data, padded in pieces:
+        said += frame(0, 0x8, number, b"\x02" + data + b"\0\0") if padded else frame(0, 0, number, data)
+    said += frame(0, 1, 1, b"end") + frame(0, 1, 3)
+    near, far = socket.socketpair()
+    connection = Connection(SocketStream(near), server=False)
+    connection.start()
+    streams = {number: connection.open([(":method", "POST")], end=True) for number in (1, 3)}
+    for size in cuts:
+        far.sendall(said[:size])
+        said = said[size:]
+    far.sendall(said)
+    for number, stream in streams.items():
+        assert stream.take_headers(5) == [(":status", "200")]
+        got = b"".join(iter(lambda stream=stream: stream.read(5), b""))  # type: ignore[misc]
+        wanted = b"".join(data for of, data, _ in pieces if of == number)
+        assert got == wanted + (b"end" if number == 1 else b"")
     connection.close()
     far.close()
 

@@ -215,6 +215,11 @@ def test_whatever_the_client_changes_arrives(
     assert mirror.tree is known
 
 
+def written_through(root: Path) -> None:
+    os.link(root / "a", root.parent / "outside")
+    rewrite("outside", "A" * 3)(root.parent)
+
+
 def a_socket(root: Path) -> None:
     folder = os.open(root, os.O_PATH)
     with socket.socket(socket.AF_UNIX) as sock:
@@ -237,10 +242,7 @@ TAMPERINGS: dict[str, Callable[[Path], object]] = {
     "a directory's mode": lambda r: (r / "b").chmod(0o700),
     "a directory that cannot be entered": lambda r: (r / "b").chmod(0),
     "a directory's time": lambda r: os.utime(r / "b/c", ns=(1, 1)),
-    "another name of a file, written through": lambda r: [
-        os.link(r / "a", r.parent / "outside"),
-        (r.parent / "outside").write_text("A" * 3),
-    ],
+    "another name of a file, written through": written_through,
     "a socket": a_socket,
 }
 

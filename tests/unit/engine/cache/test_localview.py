@@ -11,6 +11,7 @@ import pytest
 from crossdock.cancel import CancelToken
 from crossdock.engine.cache.beneath import open_beneath
 from crossdock.engine.cache.checksum import content_digest
+from crossdock.engine.cache.listed import ListedTree
 from crossdock.engine.cache.localview import LocalView
 from crossdock.engine.cache.select import Selector, path_filter, walk
 from crossdock.engine.store.statcache import StatTable
@@ -200,3 +201,54 @@ def test_opening_beneath_follows_no_link(
                 open_beneath(root, path, os.O_RDONLY)
     finally:
         os.close(root)
+
+
+def listed(view: Any) -> ListedTree:
+    """All of a view, as who brought the directory would hand it over."""
+    return ListedTree(view.root(), len(paths(view)), time.time_ns())
+
+
+def test_a_tree_that_is_listed_is_not_listed_again(tmp_path: Path, open_view: Any) -> None:
+    make(tmp_path, "a=1", "d/b=2")
+    tree = listed(open_view(tmp_path))
+    (tmp_path / "later").write_text("later")
+    view = LocalView(tmp_path, None, None, tree)
+    assert paths(view) == ["a", "d", "d/b"]
+    assert content_digest(view, [Selector()], CancelToken()) != content_digest(
+        open_view(tmp_path), [Selector()], CancelToken()
+    )
+    view.close()
+
+
+def test_a_file_that_is_not_what_was_listed_is_an_error(tmp_path: Path, open_view: Any) -> None:
+    make(tmp_path, "a=1")
+    tree = listed(open_view(tmp_path))
+    (tmp_path / "a").write_text("longer")
+    view = LocalView(tmp_path, None, None, tree)
+    with pytest.raises(ContextError, match="changed while"):
+        content_digest(view, [Selector()], CancelToken())
+    view.close()
+
+
+def test_digests_are_kept_with_the_tree_by_what_they_are_of(tmp_path: Path, open_view: Any) -> None:
+    make(tmp_path, "a=1", "b=2")
+    tree = listed(open_view(tmp_path))
+    tree.checksums = {}
+    chosen = [
+        [Selector("/a")],
+        [Selector("/b")],
+        [Selector(exclude=("a",))],
+        [Selector("/a"), Selector("/b")],
+    ]
+    first = LocalView(tmp_path, None, None, tree)
+    digests = [content_digest(first, selectors, CancelToken()) for selectors in chosen]
+    first.close()
+    assert len(set(digests)) == len(chosen)
+    assert digests == [content_digest(open_view(tmp_path), s, CancelToken()) for s in chosen]
+    (tmp_path / "a").unlink()
+    (tmp_path / "b").unlink()
+    again = LocalView(tmp_path, None, None, tree)
+    assert digests == [content_digest(again, s, CancelToken()) for s in chosen]
+    with pytest.raises(SolveError, match="not found"):
+        content_digest(again, [Selector("/c")], CancelToken())
+    again.close()

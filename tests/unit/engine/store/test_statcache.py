@@ -225,3 +225,34 @@ def test_pruning_removes_tables(store: Store, info: os.stat_result) -> None:
 def test_margins_follow_the_granularity(info: os.stat_result) -> None:
     assert margin_ns(fake(info, st_ctime_ns=7_000_000_000)) > 2_000_000_000
     assert margin_ns(fake(info, st_ctime_ns=7_000_000_123)) < 1_000_000_000
+
+
+def test_a_table_that_nobody_asks_is_not_read(store: Store, info: os.stat_result) -> None:
+    table = store.stats.load("/ctx")
+    table.record("a", info, DIGEST, time.time_ns() + LATER)
+    table.save()
+    asked, unasked = store.stats.load("/ctx"), store.stats.load("/ctx")
+    assert asked.get("a", info) == DIGEST
+    assert store.stats.prune(0) > 0
+    assert asked.get("a", info) == DIGEST
+    assert unasked.get("a", info) is None
+
+
+def test_what_is_recorded_before_the_table_is_read_joins_what_is_there(
+    store: Store, info: os.stat_result
+) -> None:
+    for name in ("a", "b"):
+        table = store.stats.load("/ctx")
+        table.record(name, info, DIGEST, time.time_ns() + LATER)
+        table.save()
+    assert len(store.stats.load("/ctx")) == 2
+
+
+def test_threads_that_ask_at_once_read_it_once(store: Store, info: os.stat_result) -> None:
+    table = store.stats.load("/ctx")
+    table.record("a", info, DIGEST, time.time_ns() + LATER)
+    table.save()
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            again = store.stats.load("/ctx")
+            assert set(pool.map(lambda _: again.get("a", info), range(8))) == {DIGEST}  # noqa: B023
