@@ -8,7 +8,7 @@ mounts nothing and runs nothing.
 from __future__ import annotations
 
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from crossdock.engine.cache.layerview import LayerView
@@ -21,7 +21,7 @@ from crossdock.engine.store import Store
 from crossdock.image.platform import local_platform
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
     from pathlib import Path
     from typing import BinaryIO
@@ -275,7 +275,6 @@ class Engine:
                 context.inline = InlineCaches(self.store, self._shared.keys.lookup, inline, epoch_s=epoch_s)
             return export(images, exporters, context=context, multi_platform=multi_platform, ahead=ahead)
 
-    @contextmanager
     def exporting_ahead(
         self,
         exporters: Sequence[ExporterSpec],
@@ -283,18 +282,18 @@ class Engine:
         multi_platform: bool,
         epoch_s: int | None,
         cancel: CancelToken,
-    ) -> Iterator[Ahead]:
-        """Pack, and where it is asked for send, what is built before other platforms are, for the length of the block.
+    ) -> Ahead:
+        """Return what packs, and where it is asked for sends, what is built before other platforms are; a context manager.
 
         Raises: as :meth:`export` for what is wrong with outputs.
         """
         from crossdock.engine.exporters import begin_ahead
         from crossdock.progress.events import NullSink
 
-        with self._shared.writing(cancel) as token:
-            context = self._export_context(NullSink(), token, epoch_s)
-            with begin_ahead(exporters, context=context, multi_platform=multi_platform) as ahead:
-                yield ahead
+        context = self._export_context(NullSink(), cancel, epoch_s)
+        return begin_ahead(
+            exporters, context=context, multi_platform=multi_platform, writing=self._shared.writing
+        )
 
     def _export_context(self, sink: EventSink, cancel: CancelToken, epoch_s: int | None) -> ExportContext:
         from crossdock.engine.exporters import ExportContext

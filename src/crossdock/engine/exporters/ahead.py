@@ -8,6 +8,7 @@ and no name is published ahead.
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from contextvars import copy_context
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,12 @@ from crossdock.progress.events import VertexLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from crossdock.engine.exporters.attrs import ImageOptions
-    from crossdock.engine.exporters.blobs import LayerBlobs, LayerPart
+    from crossdock.engine.exporters.blobs import LayerPart
     from crossdock.engine.exporters.model import ExportContext, PlatformImage
+    from crossdock.engine.exporters.push import Pusher
     from crossdock.engine.exporters.report import Report
     from crossdock.progress.events import Event
 
@@ -88,10 +91,19 @@ class Sent:
 class Ahead:
     """What is done for an export before it begins. A context manager: leaving it ends what is still at work."""
 
-    def __init__(self, context: ExportContext, images: Sequence[ImageOptions]) -> None:
-        """``images``: what the outputs want that hold layers."""
+    def __init__(
+        self,
+        context: ExportContext,
+        images: Sequence[ImageOptions],
+        writing: Callable[[CancelToken], AbstractContextManager[CancelToken]] = nullcontext,
+    ) -> None:
+        """``images``: what the outputs want that hold layers.
+
+        What ``writing`` gives is held in the threads at work, which go by the token it yields.
+        """
         self._cancel = CancelToken(context.cancel)
-        self._context = context.with_cancel(self._cancel)
+        self._context = context
+        self._writing = writing
         self._images = images
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
@@ -129,18 +141,9 @@ class Ahead:
             report.note(text)
 
     def _work(self, image: PlatformImage, packed: threading.Event) -> None:
-        from crossdock.engine.exporters.assemble import layer_parts
-        from crossdock.engine.exporters.blobs import LayerBlobs
-        from crossdock.engine.exporters.report import Report
-
-        report = Report(self._notes, "")
-        blobs = LayerBlobs(self._context)
         try:
-            parts = [layer_parts(self._context, [image], each, blobs, report)[0] for each in self._images]
-            packed.set()
-            for options, layers in zip(self._images, parts, strict=True):
-                if options.push:
-                    self._send(options, layers, blobs, report)
+            with self._writing(self._cancel) as token:
+                self._export(self._context.with_cancel(token), image, packed)
         except (CrossdockError, OSError) as exc:
             # The export comes to the same point, and tells.
             from logging import getLogger
@@ -149,12 +152,23 @@ class Ahead:
         finally:
             packed.set()
 
-    def _send(
-        self, options: ImageOptions, layers: Sequence[LayerPart], blobs: LayerBlobs, report: Report
-    ) -> None:
-        from crossdock.engine.exporters.push import BlobToPush, Pusher, target_of
+    def _export(self, context: ExportContext, image: PlatformImage, packed: threading.Event) -> None:
+        from crossdock.engine.exporters.assemble import layer_parts
+        from crossdock.engine.exporters.blobs import LayerBlobs
+        from crossdock.engine.exporters.push import Pusher
+        from crossdock.engine.exporters.report import Report
 
-        pusher = Pusher(self._context, blobs, report, insecure=options.insecure)
+        report = Report(self._notes, "")
+        blobs = LayerBlobs(context)
+        parts = [layer_parts(context, [image], each, blobs, report)[0] for each in self._images]
+        packed.set()
+        for options, layers in zip(self._images, parts, strict=True):
+            if options.push:
+                self._send(Pusher(context, blobs, report, insecure=options.insecure), options, layers)
+
+    def _send(self, pusher: Pusher, options: ImageOptions, layers: Sequence[LayerPart]) -> None:
+        from crossdock.engine.exporters.push import BlobToPush, target_of
+
         wanted = [BlobToPush(part.descriptor, part.repositories) for part in layers]
         for name in options.names:
             pusher.send_ahead(target_of(name, by_digest=options.push_by_digest), wanted, self.sent)

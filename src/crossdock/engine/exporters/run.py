@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Protocol
 
 from crossdock.engine.exporters.blobs import LayerBlobs
@@ -11,7 +12,8 @@ from crossdock.engine.exporters.report import reported
 from crossdock.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from crossdock.cancel import CancelToken
     from crossdock.engine.exporters.ahead import Ahead
@@ -121,15 +123,23 @@ def export(
     return ExportResult(responses, [e.image if e is not None else None for e in exporters])
 
 
-def begin_ahead(specs: Sequence[ExporterSpec], *, context: ExportContext, multi_platform: bool) -> Ahead:
+def begin_ahead(
+    specs: Sequence[ExporterSpec],
+    *,
+    context: ExportContext,
+    multi_platform: bool,
+    writing: Callable[[CancelToken], AbstractContextManager[CancelToken]] = nullcontext,
+) -> Ahead:
     """Return what packs and sends layers of platforms that are built before the others; a context manager.
 
+    What ``writing`` gives is held while the store is written to.
     Raises: as :func:`check_exporters`.
     """
     from crossdock.engine.exporters.ahead import Ahead
 
     exporters = _make(specs, multi_platform=multi_platform, epoch_s=context.epoch_s)
-    return Ahead(context, [each.packs for each in exporters if each is not None and each.packs is not None])
+    packed = [each.packs for each in exporters if each is not None and each.packs is not None]
+    return Ahead(context, packed, writing)
 
 
 def _make(
