@@ -24,7 +24,7 @@ def lint_warning(vertex: str, warning: LintWarning) -> VertexWarning:
     return VertexWarning(
         vertex=vertex,
         level=1,
-        short=f"{warning.rule}: {warning.message}",
+        short=warning.short,
         detail=(warning.description,),
         url=warning.url,
         source=warning.where,

@@ -263,8 +263,9 @@ def print_warnings(result: BuildResult, *, debug: bool) -> None:
     out[0] += ":" if debug or len(warnings) <= 10 else " (use docker --debug to expand):"
     for warning in warnings if debug else warnings[:10]:
         line = f" - {warning.short}"
-        if warning.source is not None:
-            line += f" (line {warning.source.start.line})"
+        # Findings of a Dockerfile frontend end in it.
+        if warning.source is not None and not line.endswith(here := f" (line {warning.source.start.line})"):
+            line += here
         out.append(line)
         if debug:
             out += [f"   {detail}" for detail in warning.detail]

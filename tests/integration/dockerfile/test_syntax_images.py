@@ -342,3 +342,18 @@ def test_python_gets_provenance_with_attestations(
     own, own_max, foreign, foreign_max = found
     assert foreign == own
     assert foreign_max == own_max
+
+
+def test_with_an_epoch_layers_are_those_of_other_embedded_builds(
+    case: Case, forwarder: str, base: BaseImages, tmp_path: Path
+) -> None:
+    digests = []
+    for name, syntax in (("own", "docker/dockerfile:1"), ("foreign", forwarder)):
+        case.dockerfile(f"# syntax={syntax}\nFROM {base.index}\nRUN echo x >/x\n")
+        case.build(
+            *("--build-arg", "SOURCE_DATE_EPOCH=1000000000"),
+            *("-o", f"type=oci,dest={tmp_path / name}.tar", case.folder),
+        ).ok()
+        with tarfile.open(tmp_path / f"{name}.tar") as archive:
+            digests.append(json.loads(archive.extractfile("index.json").read())["manifests"][0]["digest"])  # type: ignore[union-attr]
+    assert digests[0] == digests[1]

@@ -181,6 +181,12 @@ class TestInputs:
         }
         assert found.directories["context:x"] == tmp_path / "more"
 
+    @pytest.mark.parametrize("entry", ["h:1.2.3.4", "h=1.2.3.4"])
+    def test_hosts_may_be_written_in_both_ways(self, tmp_path: Path, entry: str) -> None:
+        (tmp_path / "Dockerfile").write_text("FROM scratch\n")
+        request = BuildRequest(context=str(tmp_path), add_hosts=(entry, "v6:[::1]"))
+        assert gather(request, None).attrs["add-hosts"] == "h=1.2.3.4,v6=::1"
+
     def test_files_are_read_inside_the_directory_only(self, tmp_path: Path) -> None:
         (tmp_path / "in").mkdir()
         (tmp_path / "in/a").write_text("a")

@@ -14,6 +14,7 @@ from crossdock.builders.drivers.buildkit import BuildKitDriver
 from crossdock.builders.embedded.attests import asks_for_attestations, metadata_mode
 from crossdock.builders.embedded.explain import Explainer
 from crossdock.builders.embedded.inputs import STDIN
+from crossdock.builders.embedded.outputs import clamping
 from crossdock.buildkit.client import Client
 from crossdock.buildkit.rpc.status import RpcError
 from crossdock.errors import CrossdockError, InternalError, NotSupported, RemoteError, SolveError
@@ -66,12 +67,19 @@ def build_by_image(
 
 
 def _as_here(request: BuildRequest) -> BuildRequest:
-    """Ask for what this builder gives: no provenance in outputs unless it is asked for, in the metadata with it."""
+    """Ask for what this builder gives.
+
+    No provenance in outputs unless it is asked for, and in the metadata with it; with an epoch, clamped times.
+    """
     mode = request.metadata_provenance
     if not mode:
         wanted = asks_for_attestations(request)
         mode = metadata_mode(wanted=wanted) if wanted or "provenance" not in request.attests else ""
-    return replace(request, attests={"provenance": None, **request.attests}, metadata_provenance=mode)
+    outputs = request.outputs
+    if request.build_args.get("SOURCE_DATE_EPOCH"):
+        outputs = tuple(replace(one, attrs=clamping(one.type, one.attrs)) for one in outputs)
+    attests = {"provenance": None, **request.attests}
+    return replace(request, attests=attests, metadata_provenance=mode, outputs=outputs)
 
 
 def _own(error: CrossdockError, services: Services, image: str) -> CrossdockError:

@@ -46,7 +46,7 @@ class Inputs(NamedTuple):
 def gather(request: BuildRequest, empty: Path | None) -> Inputs:
     """Find everything a build reads; ``empty`` is an empty directory, given when context or Dockerfile have none.
 
-    Raises: ContextError, UsageError, NotSupported.
+    Raises: ContextError, UsageError, NotSupported; BuilderError for a host whose address is not known.
     """
     directories: dict[str, Path] = {}
     remote = request.context == "-" or is_remote_context(request.context)
@@ -66,6 +66,10 @@ def gather(request: BuildRequest, empty: Path | None) -> Inputs:
         dockerfile, name = _read_dockerfile(path), path.name
         directories["dockerfile"] = path.parent
     attrs = frontend_attributes(request)
+    if request.add_hosts:
+        from crossdock.builders.drivers.abilities import extra_hosts
+
+        attrs["add-hosts"] = extra_hosts(request.add_hosts, ())
     layouts: dict[str, LayoutContext] = {}
     for key, value in request.named_contexts.items():
         attrs[f"context:{key}"] = _named(key, value, directories, layouts)

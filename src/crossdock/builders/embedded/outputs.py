@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from crossdock.layers.compression import Compression
     from crossdock.progress.events import EventSink, VertexWarning
 
-__all__ = ["build_result", "packing", "plan_outputs", "reproducible"]
+__all__ = ["build_result", "clamping", "packing", "plan_outputs", "reproducible"]
 
 _IMAGES = frozenset(["image", "oci", "docker"])
 #: attributes for which an image's layers are not what the steps made, or are needed as files too
@@ -92,12 +92,14 @@ def reproducible(specs: Sequence[ExporterSpec], epoch_s: int | None) -> list[Exp
     """
     if epoch_s is None:
         return list(specs)
-    return [
-        s._replace(attrs={"rewrite-timestamp": "true", **s.attrs})
-        if s.type in _IMAGES and s.attrs.get("unpack", "false") in ("false", "0")
-        else s
-        for s in specs
-    ]
+    return [s._replace(attrs=clamping(s.type, s.attrs)) for s in specs]
+
+
+def clamping(kind: str, attrs: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the attributes of an output with which its layers' times are clamped, where it has layers of its own."""
+    if kind in _IMAGES and attrs.get("unpack", "false") in ("false", "0"):
+        return {"rewrite-timestamp": "true", **attrs}
+    return attrs
 
 
 def packing(specs: Sequence[ExporterSpec], epoch_s: int | None) -> Compression | None:
