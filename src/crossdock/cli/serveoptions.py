@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from crossdock.engine.store.layout import default_root
 from crossdock.errors import ConfigError, UsageError
 from crossdock.image.platform import parse_platforms
-from crossdock.server.config import NETWORKS, Config, bounded_policies, read_config
+from crossdock.server.config import ENTITLEMENTS, NETWORKS, Config, bounded_policies, read_config
 from crossdock.server.configvalues import parse_duration, parse_storage
 from crossdock.server.listen import ServerTls, parse_address
 from crossdock.server.options import FrontendRules, ServerOptions
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["default_address", "logging_of", "serve_options"]
 
-_ENTITLEMENTS = frozenset(["network.host", "security.insecure", "device"])
 _LEVELS = {
     "trace": logging.DEBUG,
     "debug": logging.DEBUG,
@@ -106,9 +105,13 @@ def _tls(flags: Mapping[str, Any], found: Config) -> ServerTls | None:
         summary = "TLS needs both a certificate and a key"
         raise UsageError(summary, hint="give --tlscert and --tlskey")
     for path in filter(None, (cert, key, ca)):
-        if not os.access(path, os.R_OK):
-            summary = f"cannot read TLS file {path}"
-            raise ConfigError(summary)
+        try:
+            with open(path, "rb"):
+                pass
+        except OSError as exc:
+            summary = f"cannot read TLS file {path}: {exc.strerror}"
+            hint = "give --tlscert, --tlskey and --tlscacert, or correct [grpc.tls] of the configuration"
+            raise ConfigError(summary, hint=hint) from exc
     return ServerTls(
         cert=Path(cert).absolute(), key=Path(key).absolute(), ca=Path(ca).absolute() if ca else None
     )
@@ -129,9 +132,9 @@ def _gid(text: str) -> int:
 def _entitlements(names: Sequence[str]) -> frozenset[str]:
     names = [name for text in names for name in text.split(",")]
     for name in names:
-        if name not in _ENTITLEMENTS:
+        if name not in ENTITLEMENTS:
             summary = f"invalid entitlement {name!r}"
-            raise UsageError(summary, hint=f"entitlements: {', '.join(sorted(_ENTITLEMENTS))}")
+            raise UsageError(summary, hint=f"entitlements: {', '.join(sorted(ENTITLEMENTS))}")
     return frozenset(names)
 
 

@@ -9,6 +9,8 @@ Spec: moby/buildkit ``cmd/buildkitd/config``, ``docs/buildkitd.toml.md``.
 from __future__ import annotations
 
 import ipaddress
+import os
+import shutil
 import tomllib
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +20,21 @@ from crossdock.errors import ConfigError
 from crossdock.image.platform import parse_platforms
 from crossdock.registry.config import HostConfig
 from crossdock.server.configvalues import parse_duration, parse_size
-from crossdock.server.tomlfile import TomlFile
+from crossdock.server.listen import parse_address
+from crossdock.server.tomlfile import TomlFile, syntax_error
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from crossdock.engine.sandbox.etcfiles import Dns
     from crossdock.server.tomlfile import Section
 
-__all__ = ["NETWORKS", "Config", "bounded_policies", "read_config"]
+__all__ = ["ENTITLEMENTS", "NETWORKS", "Config", "bounded_policies", "read_config"]
 
 _MAX_BYTES = 1 << 20
+#: what ``insecure-entitlements`` may name
+ENTITLEMENTS = frozenset(["network.host", "security.insecure", "device"])
 _LEVELS = frozenset(["trace", "debug", "info", "warn", "error", "fatal", "panic"])
 
 #: values of ``networkMode`` and what they are here
@@ -136,13 +141,14 @@ def read_config(path: Path, disk_total: int) -> Config:
         raise ConfigError(summary)
     try:
         text = raw.decode()
-        data = tomllib.loads(text)
     except UnicodeDecodeError as exc:
-        summary = f"{path} is not UTF-8 text"
+        line = raw[: exc.start].count(b"\n") + 1
+        summary = f"{path}:{line}: this is not UTF-8 text"
         raise ConfigError(summary) from exc
+    try:
+        data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
-        summary = f"{path}: {exc}"
-        raise ConfigError(summary) from exc
+        raise syntax_error(path, text, str(exc)) from exc
     return _Reader(TomlFile(path, text), disk_total).read(data)
 
 
@@ -158,13 +164,17 @@ class _Reader:
         config.debug = top.get("debug", bool, False) | top.get("trace", bool, False)
         config.root = top.get("root", str, "")
         config.entitlements = top.texts("insecure-entitlements")
+        for name in config.entitlements:
+            if name not in ENTITLEMENTS:
+                known = ", ".join(sorted(ENTITLEMENTS))
+                top.fail("insecure-entitlements", f"invalid entitlement {name!r}: there are {known}")
         self._log(top.section("log"))
         self._grpc(top.section("grpc"))
         self._history(top.section("history"))
         self._worker(top.section("worker"))
+        registries = top.section("registry")
         for host in top.get("registry", dict, {}):
-            section = self._file.section(f"registry.{host}", top.section("registry").raw(host))
-            config.registries[host] = self._registry(section)
+            config.registries[host] = self._registry(registries.section(host))
         self._frontend(top.section("frontend"))
         self._dns(top.section("dns"))
         self._system(top.section("system"))
@@ -206,6 +216,7 @@ class _Reader:
 
     def _grpc(self, section: Section) -> None:
         self.config.addresses = section.texts("address")
+        section.checked("address", lambda _: [parse_address(address) for address in self.config.addresses])
         if section.has("uid"):
             self.config.uid = section.get("uid", int, 0)
         if section.has("gid"):
@@ -250,14 +261,24 @@ class _Reader:
             client_pairs=tuple(pairs),
             tls_dirs=section.texts("tlsconfigdir"),
         )
+        for key, files in (("ca", out.ca_files), ("tlsconfigdir", out.tls_dirs)):
+            self._look_for(section, key, files)
+        for cert, key in pairs:
+            self._look_for(section, "keypair", (cert, key))
         section.done()
         return out
+
+    def _look_for(self, section: Section, key: str, files: Sequence[str]) -> None:
+        """Note what is not there; it may come before it is needed."""
+        for file in files:
+            if not os.path.exists(file):
+                section.note(key, f"names {file}, which is not there")
 
     def _worker(self, section: Section) -> None:
         oci = section.section("oci")
         config = self.config
-        if oci.raw("enabled") not in (None, True, "auto", "true"):
-            oci.note("enabled", "there is only this worker")
+        if not _is_on(oci, "enabled", default=True):
+            oci.note("enabled", "has no effect here: there is only this worker")
         labels = oci.get("labels", dict, {})
         if not all(isinstance(value, str) for value in labels.values()):
             oci.fail("labels", "expected strings")
@@ -269,6 +290,8 @@ class _Reader:
         if config.parallelism < 0:
             oci.fail("max-parallelism", "expected 0 or more")
         config.runtime = oci.get("binary", str, "")
+        if config.runtime and shutil.which(config.runtime) is None:
+            oci.note("binary", f"names {config.runtime}, which is no program here: steps cannot run")
         config.cgroup_parent = oci.get("defaultCgroupParent", str, "")
         mode = oci.get("networkMode", str, "")
         if mode not in NETWORKS:
@@ -280,17 +303,17 @@ class _Reader:
         section.done()
 
     def _containerd(self, section: Section) -> None:
-        if section.raw("enabled") not in (None, False, "auto", "false"):
-            section.note("enabled", "the engine is its own worker")
+        if _is_on(section, "enabled", default=False):
+            section.note("enabled", "has no effect here: the engine is its own worker")
         for key in ("gckeepstorage", *_NEW_BOUNDS):
             section.raw(key)
         section.done(_CONTAINERD)
 
     def _collection(self, oci: Section) -> None:
-        collect = oci.raw("gc")
+        collect = _is_on(oci, "gc", default=True)
         listed = oci.get("gcpolicy", list, [])
         bounds = self._bounds(oci, "gckeepstorage")
-        if collect in (False, "false"):
+        if not collect:
             self.config.policies = ()
         elif listed:
             self.config.policies = tuple(
@@ -326,6 +349,18 @@ class _Reader:
         )
         one.done()
         return policy
+
+
+def _is_on(section: Section, key: str, *, default: bool) -> bool:
+    """Read a switch; buildkitd also takes ``auto`` and switches in quotes."""
+    value = section.raw(key)
+    if value in (None, "auto"):
+        return default
+    if value is True or value == "true":
+        return True
+    if value is False or value == "false":
+        return False
+    section.fail(key, f"expected true or false, not {value!r}")
 
 
 def bounded_policies(bounds: Mapping[str, int]) -> tuple[GCPolicy, ...]:

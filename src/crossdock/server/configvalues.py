@@ -34,7 +34,7 @@ def parse_size(value: object, disk_total: int) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     text = str(value).strip()
-    if text.endswith("%") and text[:-1].strip().isdecimal():
+    if text.endswith("%") and text[:-1].strip().isdecimal() and int(text[:-1]) <= 100:
         return disk_total * int(text[:-1]) // 100
     match = _SIZE.fullmatch(text)
     if match is None:

@@ -77,7 +77,8 @@ def parse_address(text: str) -> Address:
     if scheme == "tcp":
         host, colon, port = rest.rpartition(":")
         if not colon or not port.isdecimal() or int(port) > 65535:
-            summary = f"invalid address {text!r}: no port"
+            why = f"{port} is no port" if colon and port else "no port"
+            summary = f"invalid address {text!r}: {why}"
             raise UsageError(summary, hint="write it as tcp://host:port")
         rest = f"{host or '0.0.0.0'}:{port}"  # noqa: S104 - as buildkitd does
     return Address(scheme=scheme, target=unquote(rest))

@@ -14,9 +14,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-__all__ = ["Section", "TomlFile"]
+__all__ = ["Section", "TomlFile", "syntax_error"]
 
 _T = TypeVar("_T")
+
+
+def syntax_error(path: Path, text: str, found: str) -> ConfigError:
+    """Return the error about text that is no TOML; ``found`` is what the parser says, which ends in the place."""
+    place = re.fullmatch(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", found, re.DOTALL)
+    if place is None:
+        return ConfigError(f"{path}: {found}")
+    lines = text.splitlines() or [""]
+    number = int(place[2] or len(lines))
+    line = lines[min(number, len(lines)) - 1].strip()
+    key, equals, _ = line.partition("=")
+    name = f"{key.strip()}: " if equals and key.strip() else f"{line[:60]}: " if line else ""
+    column = f" (column {place[3]})" if place[3] else ""
+    return ConfigError(f"{path}:{number}: {name}{place[1][:1].lower()}{place[1][1:]}{column}")
 
 
 class TomlFile:

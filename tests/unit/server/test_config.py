@@ -240,16 +240,40 @@ def test_a_full_file_is_read(tmp_path: Path) -> None:
 def test_what_has_no_effect_is_noted_with_its_line(tmp_path: Path) -> None:
     config = read(tmp_path, FULL)
     path = tmp_path / "buildkitd.toml"
-    assert config.notes == [f"{path}:23: worker.oci.snapshotter has no effect here"]
+    assert config.notes[0] == f"{path}:23: worker.oci.snapshotter has no effect here"
+
+
+def test_files_that_are_not_there_are_noted_with_their_line(tmp_path: Path) -> None:
+    (tmp_path / "there.pem").touch()
+    text = f'''
+[registry."a.b"]
+ca = ["{tmp_path}/there.pem", "{tmp_path}/gone.pem"]
+[worker.oci]
+binary = "{tmp_path}/runtime"
+'''
+    path = tmp_path / "buildkitd.toml"
+    assert sorted(read(tmp_path, text).notes) == [
+        f"{path}:3: registry.a.b.ca names {tmp_path}/gone.pem, which is not there",
+        f"{path}:5: worker.oci.binary names {tmp_path}/runtime, which is no program here: steps cannot run",
+    ]
 
 
 @pytest.mark.parametrize(
     ("text", "where", "why"),
     [
         ("debug = 1", "1: debug", "expected true or false"),
+        ('insecure-entitlements = ["all"]', "1: insecure-entitlements", "invalid entitlement 'all'"),
+        ('[registry]\n"a.b" = "c"', "2: registry.a.b", "expected a table"),
+        ("registry = 1", "1: registry", "expected a table"),
+        ('[worker.oci]\nenabled = "yes"', "2: worker.oci.enabled", "expected true or false"),
+        ("[worker.containerd]\nenabled = 3", "2: worker.containerd.enabled", "expected true or false"),
+        ("[worker.oci]\ngc = 3", "2: worker.oci.gc", "expected true or false"),
+        ('[worker.oci]\nminFreeSpace = "150%"', "2: worker.oci.minFreeSpace", "invalid size"),
         ("\nroot = true", "2: root", "expected a string"),
         ('[grpc]\naddress = "unix:///x"', "2: grpc.address", "expected a list"),
         ("[grpc]\n\naddress = [1]", "3: grpc.address", "list of strings"),
+        ('[grpc]\naddress = ["gopher://x"]', "2: grpc.address", "invalid address 'gopher://x'"),
+        ('[grpc]\naddress = ["tcp://h:99999"]', "2: grpc.address", "99999 is no port"),
         ('[worker.oci]\nmax-parallelism = "two"', "2: worker.oci.max-parallelism", "expected a number"),
         ('[worker.oci]\nplatforms = ["a/b/c/d"]', "2: worker.oci.platforms", "a/b/c/d"),
         ('[worker.oci]\nmaxUsedSpace = "much"', "2: worker.oci.maxUsedSpace", "invalid size"),
@@ -278,7 +302,9 @@ def test_a_wrong_value_is_named_with_file_line_and_key(
 def test_every_key_of_buildkitd_is_known_and_has_its_type_checked(tmp_path: Path) -> None:
     config = read(tmp_path, EVERYTHING)
     assert not [note for note in config.notes if note.endswith("is not known")]
-    noted = {note.split(": ")[1].split(" ")[0] for note in config.notes}
+    noted = {
+        note.split(": ")[1].split(" ")[0] for note in config.notes if note.endswith("has no effect here")
+    }
     assert noted == {
         *(
             "proxyNetwork",
@@ -341,9 +367,22 @@ def test_malformed_storage(text: str) -> None:
         parse_storage(text)
 
 
-def test_malformed_toml_names_the_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="line 2"):
-        read(tmp_path, "a = 1\nb = = 2\n")
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("a = 1\nb = = 2\n", "2: b: invalid value (column 5)"),
+        ('root = "/x\n', "1: root: illegal character '\\n' (column 11)"),
+        ("debug = true\ndebug = false\n", "2: debug: cannot overwrite a value (column 14)"),
+        ("[grpc]\n[grpc]\n", "2: [grpc]: cannot declare ('grpc',) twice (column 6)"),
+        ("debug = true\nno toml\n", "2: no toml: expected '=' after a key in a key/value pair (column 4)"),
+        ("a = [1,\n", "1: a: invalid value"),
+        ("a", "1: a: expected '=' after a key in a key/value pair"),
+    ],
+)
+def test_malformed_toml_names_line_and_key(tmp_path: Path, text: str, wanted: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, text)
+    assert caught.value.summary == f"{tmp_path / 'buildkitd.toml'}:{wanted}"
 
 
 def test_an_unknown_key_is_a_note(tmp_path: Path) -> None:
