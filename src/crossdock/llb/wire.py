@@ -160,13 +160,18 @@ def as_bytes(value: int | bytes, where: str) -> bytes:
 def as_str(value: int | bytes, where: str) -> str:
     """Read a string.
 
-    Raises: SolveError when the field is not UTF-8 or has another wire type.
+    Raises: SolveError when the field is not UTF-8, has a NUL, which no path, argument or variable can, or another wire type.
     """
+    raw = as_bytes(value, where)
     try:
-        return as_bytes(value, where).decode()
+        text = raw.decode()
     except UnicodeDecodeError as exc:
         summary = f"malformed definition: {where} is not UTF-8"
         raise SolveError(summary) from exc
+    if b"\0" in raw:
+        summary = f"malformed definition: {where} contains a NUL"
+        raise SolveError(summary)
+    return text
 
 
 def packed_ints(value: int | bytes, where: str) -> Iterator[int]:

@@ -47,7 +47,8 @@ class SessionLost(ContextError):
     code = "session-lost"
 
     def __init__(self, session_id: str, what: str) -> None:
-        super().__init__(f"no active session for {session_id}: {what}", retryable=True)
+        whose = session_id or "this build, which names none"
+        super().__init__(f"no active session for {whose}: {what}", retryable=True)
         self.session_id = session_id
 
 

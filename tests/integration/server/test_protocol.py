@@ -21,7 +21,19 @@ from crossdock.buildkit.proto import (
 )
 from crossdock.buildkit.session.server import Session, control_stream, new_id
 from crossdock.llb.graph import Node, Output
-from crossdock.llb.ops import FileAction, FileActionCopy, FileActionMkFile, FileOp, SourceOp
+from crossdock.llb.ops import (
+    DiffOp,
+    ExecMeta,
+    ExecOp,
+    FileAction,
+    FileActionCopy,
+    FileActionMkFile,
+    FileActionRm,
+    FileOp,
+    MergeOp,
+    Mount,
+    SourceOp,
+)
 from integration.server.plain import (
     Build,
     Client,
@@ -38,6 +50,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from crossdock.buildkit.rpc.serve import ServerCall
+    from crossdock.llb.ops import Op
     from integration.server.conftest import Server
     from support.servers import BaseImages
 
@@ -113,6 +126,44 @@ class TestSolve:
         error = client.failure(Definition=raw_definition([op, last]))
         assert code(error) == "UNIMPLEMENTED"
         assert "2046" in text(error)
+
+    @pytest.mark.parametrize(
+        ("op", "index", "wanted"),
+        [
+            (
+                FileOp((FileAction(action=FileActionMkFile(path="/f", data=b""), input=0, output=0),)),
+                9,
+                "output 9",
+            ),
+            (
+                FileOp((FileAction(action=FileActionMkFile(path="/f", data=b""), input=0, output=7),)),
+                0,
+                "from 0",
+            ),
+            (
+                FileOp((FileAction(action=FileActionMkFile(path="/\0", data=b""), input=0, output=0),)),
+                0,
+                "NUL",
+            ),
+            (FileOp((FileAction(action=FileActionRm(path="/gone"), input=0, output=0),)), 0, "/gone"),
+            (
+                ExecOp(meta=ExecMeta(args=("/x",), cwd="/"), mounts=(Mount(dest="/", input=3, output=0),)),
+                0,
+                "input 3 is used",
+            ),
+            (MergeOp((0, 5)), 0, "input 5 is used"),
+            (DiffOp(lower=0, upper=8), 0, "input 8 is used"),
+        ],
+        ids=lambda value: type(value).__name__ if not isinstance(value, str) else value,
+    )
+    def test_what_refers_to_nothing_is_refused_and_harms_nobody_else(
+        self, client: Client, op: Op, index: int, wanted: str
+    ) -> None:
+        output = Output(Node(op, [Output(made_file(new_id().encode()).node, index)]))
+        error = client.failure(Definition=definition(output))
+        assert code(error) == "UNKNOWN"
+        assert wanted in text(error)
+        client.solve(Definition=definition(made_file()))
 
     def test_a_capability_that_is_not_there_is_unimplemented(self, client: Client) -> None:
         from crossdock.llb.ops import OpMetadata

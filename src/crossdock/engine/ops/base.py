@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from crossdock.errors import InternalError
+from crossdock.errors import SolveError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,10 +50,12 @@ class BaseOp:
         ctx.sink.emit(VertexWarning(vertex=self.vertex, level=1, short=text))
 
     def input(self, inputs: Sequence[Result], index: int) -> Result:
-        """Return an input by its index. Raises: InternalError when the definition lies."""
+        """Return an input by its index. Raises: SolveError when the definition lies."""
         if not 0 <= index < len(inputs):
-            msg = f"{self.node!r} has no input {index}"
-            raise InternalError(msg)
+            summary = f"malformed definition: input {index} is used, and there are {len(inputs)}"
+            raise SolveError(
+                summary, vertex=self.vertex, vertex_name=self.node.name, source=self.node.source
+            )
         return inputs[index]
 
 

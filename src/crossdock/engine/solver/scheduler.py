@@ -218,8 +218,6 @@ class Scheduler:
         self._cancels: dict[int, CancelToken] = {}
         #: of each op at work; the coordinator's own
         self._running: dict[int, _RunSink] = {}
-        #: why the coordinator ended before its time
-        self._broken: BaseException | None = None
 
     def solve(
         self,
@@ -239,8 +237,6 @@ class Scheduler:
         the cause of ``cancel``; ops that others want go on.
         """
         cancel.check()
-        if self._broken is not None:
-            raise self._broken
         job_id = f"job{next(self._ids)}"
         job = _Job(frozenset(spec.id for spec in vertices), outputs, watcher, on_output)
         with self._lock:
@@ -265,6 +261,7 @@ class Scheduler:
             with self._lock:
                 self._jobs.pop(job_id, None)
         if job.results is None:
+            self._events.put(RemoveJob(job_id))  # it may not have been taken up yet
             raise job.error if job.error is not None else InternalError("a solve ended without a result")
         if keyed is not None:
             keyed.extend(job.keyed)
@@ -276,7 +273,7 @@ class Scheduler:
         False when something is still at work then: the steps of another solve, or one that does not stop.
         """
         with self._lock:
-            running = self._thread is not None and self._broken is None
+            running = self._thread is not None
         handled = threading.Event()
         if running:
             self._events.put(handled)
@@ -322,19 +319,21 @@ class Scheduler:
                 for command in self._state.handle(event):
                     self._dispatch(command)
             except Exception as exc:  # noqa: BLE001 -- top of the thread: whoever waits must learn of it
-                self._break(exc)
-                return
+                self._give_up(exc)
         for token in self._cancels.values():
             token.cancel(Cancelled("the engine was closed"))
 
-    def _break(self, exc: BaseException) -> None:
+    def _give_up(self, exc: BaseException) -> None:
+        """Fail all solves under way after a defect, and begin anew: those to come must not suffer from it."""
         import logging
 
         logging.getLogger("crossdock.engine.solver").error("the solver broke: %s", exc, exc_info=exc)
         for token in self._cancels.values():
             token.cancel(exc)
+        self._cancels.clear()
+        self._running.clear()
+        self._state = SolverState(self._state.last_token)
         with self._lock:
-            self._broken = exc
             jobs = list(self._jobs.values())
         for job in jobs:
             job.error = exc

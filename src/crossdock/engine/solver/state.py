@@ -37,7 +37,7 @@ from crossdock.engine.solver.model import (
     RemoveJob,
     RunDone,
 )
-from crossdock.errors import InternalError
+from crossdock.errors import InternalError, SolveError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -96,6 +96,7 @@ class _Vertex:
         "leader",
         "loaded_by",
         "map",
+        "needs",
         "nonce",
         "op",
         "owned",
@@ -127,6 +128,8 @@ class _Vertex:
         #: of the command under way, if any
         self.token: int | None = None
         self.results: tuple[Result, ...] | None = None
+        #: outputs that users and jobs refer to, at the most
+        self.needs = 1
         self.error: BaseException | None = None
         #: jobs whose graph contains the vertex
         self.loaded_by: set[str] = set()
@@ -153,19 +156,25 @@ class _Job:
 class SolverState:
     """The whole state; :meth:`handle` is the only way in."""
 
-    def __init__(self) -> None:
+    def __init__(self, after: int = 0) -> None:
+        """``after``: the last token of a state that was given up, whose commands may still be answered."""
         self._vertices: dict[str, _Vertex] = {}
         self._jobs: dict[str, _Job] = {}
         #: key -> the vertex that answers for it
         self._owners: dict[str, str] = {}
         #: token of each command under way -> vertex
         self._tokens: dict[int, str] = {}
-        self._last_token = 0
+        self._last_token = after
         # Work left over within one event. Jobs end between steps, never inside one, as that unloads vertices.
         self._todo: deque[str] = deque()
         self._ended: deque[FinishJob] = deque()
         self._out: list[Command] = []
         self._story: deque[tuple[str, str]] = deque(maxlen=20_000)
+
+    @property
+    def last_token(self) -> int:
+        """The token of the newest command."""
+        return self._last_token
 
     # --- events ----------------------------------------------------------------------------------------------
 
@@ -216,13 +225,19 @@ class SolverState:
             vertex = self._vertices.get(spec.id)
             if vertex is None:
                 vertex = self._vertices[spec.id] = _Vertex(spec)
-                for input_id, _ in spec.inputs:
+                for input_id, output in spec.inputs:
                     self._vertices[input_id].users.add(spec.id)
+                    self._need(input_id, output)
             self._load(vertex, job.id)
-        for vertex_id, _ in event.outputs:
+        for vertex_id, output in event.outputs:
+            self._need(vertex_id, output)
             self._want(self._vertices[vertex_id], {job.id})
         if not event.outputs:
             self._finish_job(job)
+
+    def _need(self, vertex_id: str, output: int) -> None:
+        vertex = self._vertices[vertex_id]
+        vertex.needs = max(vertex.needs, output + 1)
 
     def _load(self, vertex: _Vertex, job: str) -> None:
         """Make ``job`` a party to ``vertex``, to what leads it, and to everything below."""
@@ -258,7 +273,8 @@ class SolverState:
             vertex = self._vertices[vertex.leader]
 
     def _looked_up(self, vertex: _Vertex, found: Found | None) -> None:
-        if found is None:
+        # A record with fewer outputs than are referred to, as a cache from elsewhere may have, is none of this vertex.
+        if found is None or (found.results is not None and len(found.results) < vertex.needs):
             if vertex.state is _NEW:
                 self._move(vertex, _KEYED)
             else:
@@ -330,7 +346,7 @@ class SolverState:
             self._want(source, vertex.loaded_by)
         if any(source.state is not _DONE and not self._is_volatile(source.id) for source in sources):
             self._block(vertex)
-        if all(source.state is _DONE for source in sources):
+        if all(source.state is _DONE for source in sources) and not self._lacks_input(vertex, indexes):
             inputs = tuple((index, self._input_result(vertex, index)) for index in indexes)
             self._issue(vertex, AskContent(self._token(vertex), vertex.id, vertex.op, inputs))
 
@@ -356,6 +372,8 @@ class SolverState:
         for source in sources:
             self._want(source, vertex.wanted_by)
         if any(source.state is not _DONE for source in sources):
+            return
+        if self._lacks_input(vertex, range(len(sources))):
             return
         volatile = vertex.map is not None and vertex.map.volatile
         key = None if volatile else vertex.canonical
@@ -440,6 +458,9 @@ class SolverState:
         results = []
         for vertex_id, index in job.outputs:
             vertex = self._vertices[vertex_id]
+            if not _has(vertex, index):
+                self._ended.append(FinishJob(job.id, None, _no_output(vertex, index), vertex_id))
+                return
             results.append(self._result(vertex, index))
         self._ended.append(FinishJob(job.id, tuple(results), keyed=self._keyed(job.id)))
 
@@ -551,6 +572,16 @@ class SolverState:
             hasher.text("selector", selector)
         return hasher.finish()
 
+    def _lacks_input(self, vertex: _Vertex, indexes: Iterable[int]) -> bool:
+        """Fail a vertex that refers to an output which its input turned out not to have; whether it does."""
+        for index in indexes:
+            input_id, output = vertex.inputs[index]
+            source = self._vertices[input_id]
+            if not _has(source, output):
+                self._fail(vertex, _no_output(source, output))
+                return True
+        return False
+
     def _input_result(self, vertex: _Vertex, index: int) -> Result:
         input_id, output = vertex.inputs[index]
         return self._result(self._vertices[input_id], output)
@@ -618,6 +649,18 @@ class SolverState:
             (state is _RUNNING and any(i is None or i.state is not _DONE for i in inputs), "input not done"),
         )
         return next((text for bad, text in checks if bad), "")
+
+
+def _has(vertex: _Vertex, output: int) -> bool:
+    return vertex.results is None or 0 <= output < len(vertex.results)
+
+
+def _no_output(vertex: _Vertex, output: int) -> SolveError:
+    count = len(vertex.results or ())
+    summary = (
+        f"malformed definition: output {output} of {vertex.id.partition('!')[0]} is used, which has {count}"
+    )
+    return SolveError(summary)
 
 
 def _with_nonce(key: str, nonce: str) -> str:

@@ -264,3 +264,26 @@ def test_each_output_is_told_as_soon_as_it_is_there(scheduler: Any) -> None:
     )
     assert told == [(1, "quick:0()"), (0, "slow:0()")]
     assert results == ("slow:0()", "quick:0()")
+
+
+def test_a_defect_fails_what_is_under_way_and_nothing_later(
+    scheduler: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(FakeOp):
+        def cache_map(self, ctx: object) -> Any:
+            return object()
+
+    waiting = FakeOp("waiting")
+    waiting.gate = threading.Event()
+    thread, box = in_thread(
+        lambda: scheduler.solve([vertex(waiting)], [("waiting", 0)], watcher=Watcher(), cancel=CancelToken())
+    )
+    assert waiting.started.wait(10)
+    with pytest.raises(AttributeError):
+        scheduler.solve([vertex(Broken("b"))], [("b", 0)], watcher=Watcher(), cancel=CancelToken())
+    thread.join(10)
+    assert isinstance(box["error"], AttributeError)
+    assert "the solver broke" in caplog.text
+    assert scheduler.settle(10), "what ran was cancelled"
+    good = scheduler.solve([vertex(FakeOp("g"))], [("g", 0)], watcher=Watcher(), cancel=CancelToken())
+    assert good == ("g:0()",)

@@ -383,3 +383,43 @@ def test_results_do_not_depend_on_the_order_of_events(seed: Any, size: Any) -> N
         return Driver(random.Random(order)).solve(specs, *wanted[0]).results
 
     assert outcome(1) == outcome(2) == outcome(3)
+
+
+class TestOutputsThatAreNotThere:
+    """A definition may refer to what an op turns out not to give; a cache may know less than the op."""
+
+    def test_a_user_of_one_fails(self, cache: Any) -> None:
+        done = driver(cache).solve([vertex(FakeOp("a")), vertex(FakeOp("b"), ("a", 9))], "b")
+        assert isinstance(done.error, SolveError)
+        assert "output 9 of a is used, which has 1" in str(done.error)
+        assert done.vertex == "b"
+
+    def test_a_user_that_reads_its_content_fails(self, cache: Any) -> None:
+        user = FakeOp("b", content=[0], inputs=1)
+        done = driver(cache).solve([vertex(FakeOp("a")), vertex(user, ("a", 9))], "b")
+        assert "output 9 of a is used" in str(done.error)
+
+    def test_a_solve_that_asks_for_one_fails_also_when_all_is_known(self, cache: Any) -> None:
+        for _ in range(2):
+            done = driver(cache).solve([vertex(FakeOp("a"))], ("a", 2))
+            assert "output 2 of a is used, which has 1" in str(done.error)
+        d = driver(cache)
+        assert d.solve([vertex(FakeOp("a"))], "a").results
+        assert "output 2 of a" in str(d.solve([vertex(FakeOp("a"))], ("a", 2)).error)
+
+    def test_a_record_with_too_few_is_no_hit(self, cache: Any) -> None:
+        assert driver(cache).solve([vertex(FakeOp("a"))], "a").results
+        two = FakeOp("a", outputs=2)
+        done = driver(cache).solve([vertex(two)], ("a", 1))
+        assert done.results == ("a:1()",)
+        assert two.exec_calls == 1
+
+    def test_others_go_on(self, cache: Any) -> None:
+        d = driver(cache)
+        bad = (vertex(FakeOp("a")), vertex(FakeOp("b"), ("a", 9)))
+        good = (vertex(FakeOp("a")), vertex(FakeOp("c"), "a"))
+        d.send(model.AddJob("bad", bad, (("b", 0),)))
+        d.send(model.AddJob("good", good, (("c", 0),)))
+        d.run()
+        assert d.finished["bad"].error is not None
+        assert d.finished["good"].results == ("c:0(a:0())",)
