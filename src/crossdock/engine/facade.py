@@ -7,6 +7,7 @@ mounts nothing and runs nothing.
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -57,8 +58,12 @@ __all__ = ["Engine", "EngineInfo", "EngineOptions", "FileInfo", "SolveInputs"]
 class Engine:
     """An open engine. Safe from any thread; make it with :meth:`open`, end it with :meth:`close`."""
 
-    def __init__(self, options: EngineOptions, store: Store, stack: ExitStack, shared: Shared) -> None:
+    def __init__(
+        self, options: EngineOptions, store: Store, stack: ExitStack, shared: Shared, caller: str = ""
+    ) -> None:
         self._options = options
+        #: tells this caller's exports from those of others
+        self._caller = caller
         self.store = store
         self._stack = stack
         self._shared = shared
@@ -85,7 +90,8 @@ class Engine:
 
         The scope has its own access to registries and asks anew what tags mean. Close it before the engine.
         """
-        return Engine(self._options._replace(registry=registry), self.store, ExitStack(), self._shared)
+        options = self._options._replace(registry=registry)
+        return Engine(options, self.store, ExitStack(), self._shared, os.urandom(8).hex())
 
     def successor(self) -> Engine:
         """Return an engine on the same store and sandbox which protects only what is touched through it.
@@ -306,6 +312,7 @@ class Engine:
             sink=sink,
             cancel=cancel,
             epoch_s=epoch_s,
+            caller=self._caller,
         )
 
     # --- caches outside the store ---

@@ -173,7 +173,9 @@ def _export_local(
     fixed_ns = None if options.epoch_s is None else options.epoch_s * 1_000_000_000
     session = job.session(job.cancel)
     with ExitStack() as stack:
-        report = stack.enter_context(reported(job.log, "exporting to client directory", f"{number}"))
+        report = stack.enter_context(
+            reported(job.log, "exporting to client directory", f"{job.ref} {number}")
+        )
         roots = []
         for image in images:
             name = str(image.platform.normalised()).replace("/", "_")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -378,6 +379,25 @@ class TestLife:
         )
         buildx("bake", "-f", tmp_path / "bake.json", "--progress", "plain", "one", "two")
         assert (tmp_path / "out/two").read_text() == "one\n"
+
+    @pytest.mark.parametrize("output", ["type=oci,dest={}.tar", "type=local,dest={}"])
+    def test_bake_shows_the_outputs_of_its_targets_apart(
+        self, buildx: Buildx, tmp_path: Path, output: str
+    ) -> None:
+        """Each is a step of its own: buildx puts together what has the same digest."""
+        targets = {
+            name: {
+                "dockerfile-inline": f"FROM scratch\nLABEL name={name}\n",
+                "output": [output.format(tmp_path / name)],
+            }
+            for name in ("one", "two")
+        }
+        (tmp_path / "bake.json").write_text(json.dumps({"target": targets}))
+        done = buildx("bake", "-f", tmp_path / "bake.json", "--progress", "plain", "one", "two")
+        said = done.stderr + done.stdout
+        shown = set(re.findall(r"#(\d+) \[(one|two)\] exporting to", said))
+        assert {name for _, name in shown} == {"one", "two"}
+        assert len({number for number, _ in shown}) == 2
 
     def test_the_outline_is_answered(self, buildx: Buildx, context: Path) -> None:
         done = buildx("build", "--print=targets", context, env={"BUILDX_EXPERIMENTAL": "1"})

@@ -106,6 +106,7 @@ class ExportContext:
 
     __slots__ = (
         "access",
+        "caller",
         "cancel",
         "client",
         "epoch_s",
@@ -127,6 +128,7 @@ class ExportContext:
         sink: EventSink,
         cancel: CancelToken,
         epoch_s: int | None = None,
+        caller: str = "",
     ) -> None:
         self.store = store
         self.lease = lease
@@ -136,6 +138,8 @@ class ExportContext:
         self.cancel = cancel
         #: SOURCE_DATE_EPOCH of the build; an exporter's ``source-date-epoch`` goes before it
         self.epoch_s = epoch_s
+        #: tells the exports of callers apart that are shown together, as bake shows its targets
+        self.caller = caller
         #: makes the inline cache of an image, base64 of JSON: of its platform, layers and their blobs
         self.inline: InlineCache | None = None
         #: blobs that were sent before the export began
@@ -153,6 +157,7 @@ class ExportContext:
             sink=self.sink,
             cancel=cancel,
             epoch_s=self.epoch_s,
+            caller=self.caller,
         )
         other.inline = self.inline
         other.sent = self.sent

@@ -106,7 +106,7 @@ def export(
         if exporter is None:
             return {}
         own = context.with_cancel(cancel)
-        with reported(context.sink, exporter.title, f"{number}") as report:
+        with reported(context.sink, exporter.title, f"{context.caller}{number}") as report:
             if ahead is not None:
                 ahead.settle(report)
             response = exporter.export(own, images, multi_platform=multi, blobs=blobs, report=report)
@@ -118,7 +118,7 @@ def export(
     if len(exporters) > 1:
         for number, exporter in enumerate(exporters):
             if exporter is not None and exporter.finishes:
-                with reported(context.sink, exporter.title, f"{number}") as report:
+                with reported(context.sink, exporter.title, f"{context.caller}{number}") as report:
                     exporter.finish(context, blobs=blobs, report=report)
     return ExportResult(responses, [e.image if e is not None else None for e in exporters])
 

@@ -96,7 +96,7 @@ class CacheExporter:
                 continue
             options = ExportOptions.from_attrs(spec.attrs)
             backend = make_backend(spec, self._around, exported=True)
-            key = f"cache {number} {backend.name}"
+            key = f"cache {self._context.caller}{number} {backend.name}"
             try:
                 with reported(self._context.sink, backend.title, key) as report:
                     response.update(self._export(backend, options, report))
