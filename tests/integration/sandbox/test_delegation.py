@@ -92,7 +92,7 @@ def test_a_step_of_an_ordinary_user_is_killed_for_memory_and_says_so(
     folder = context(stranger.folder / "c", f"FROM {base.index}\nRUN head -c 80m /dev/zero | tail\n")
     flags = (*flags, "--progress=plain", "-o", "type=cacheonly", "--no-cache")
     done = stranger("build", folder, *flags, "--resource", "memory=32m").failed(1)
-    assert "killed because it used more than 33554432 bytes of memory" in done.err
+    assert "killed because it used more than 32 MiB of memory" in done.err
     assert "runs without" not in done.err
     folder = context(stranger.folder / "d", f"FROM {base.index}\nRUN cat /proc/self/cgroup\n")
     done = stranger("build", folder, *flags, "--resource", "cpu-shares=100", "--resource", "memory=64m").ok()

@@ -70,7 +70,7 @@ def test_a_step_that_is_killed_for_memory_says_so(steps: Steps) -> None:
         done.ok()
         pytest.skip("no control groups can be made here")
     done.failed(1)
-    assert "killed because it used more than 33554432 bytes of memory" in done.err
+    assert "killed because it used more than 32 MiB of memory" in done.err
     assert "raise --resource memory=" in done.err
 
 

@@ -365,10 +365,7 @@ def test_a_step_that_uses_too_much_memory_says_so(tmp_path: Path, rootfs: Callab
     if result["warnings"]:
         pytest.skip(result["warnings"][0])
     assert result["code"] == 137
-    assert (
-        result["text"]
-        == "a process of the step was killed because it used more than 33554432 bytes of memory"
-    )
+    assert result["text"] == "a process of the step was killed because it used more than 32 MiB of memory"
 
 
 def memory_hog(stage: Stage, rootfs: str) -> dict[str, Any]:

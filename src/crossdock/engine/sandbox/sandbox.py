@@ -489,12 +489,12 @@ def _result(step: StepSpec, outcome: Outcome, tail: bytes, *, oom: bool) -> Step
     if outcome.error:
         return execfail.explain(step, outcome.error)
     if oom:
-        limit = step.resources.memory if step.resources is not None else 0
+        limit_mib = (step.resources.memory if step.resources is not None else 0) / (1 << 20)
         return StepResult(
             exit_code=code,
             signal=_signal(code),
             failure=StepFailure.OUT_OF_MEMORY,
-            explanation=f"a process of the step was killed because it used more than {limit} bytes of memory",
+            explanation=f"a process of the step was killed because it used more than {limit_mib:.4g} MiB of memory",
             hint="raise --resource memory=…",
         )
     explained = execfail.explain_output(step, code, tail)
