@@ -53,9 +53,7 @@ class BaseOp:
         """Return an input by its index. Raises: SolveError when the definition lies."""
         if not 0 <= index < len(inputs):
             summary = f"malformed definition: input {index} is used, and there are {len(inputs)}"
-            raise SolveError(
-                summary, vertex=self.vertex, vertex_name=self.node.name, source=self.node.source
-            )
+            raise SolveError(summary, vertex=self.vertex, vertex_name=self.node.name, source=self.node.source)
         return inputs[index]
 
 
