@@ -32,13 +32,15 @@ if TYPE_CHECKING:
 
     from crossdock.buildkit.proto import control_pb2
     from crossdock.buildkit.rpc.channel import Call
+    from crossdock.engine.cache.refs import Ref
+    from crossdock.engine.exporters.ahead import Ahead
     from crossdock.engine.exporters.attestation import Attestation
     from crossdock.engine.solver import KeyedVertex
     from crossdock.server.jobs import Job
     from crossdock.server.results import PlatformResult
     from crossdock.server.sessions import ClientSession
 
-__all__ = ["check_outputs", "export_results", "frontend_metadata", "specs_of"]
+__all__ = ["check_outputs", "export_results", "frontend_metadata", "image_of", "specs_of"]
 
 _METHOD = "/moby.filesync.v1.FileSend/DiffCopy"
 _ARCHIVES = frozenset(["oci", "docker", "tar"])
@@ -92,14 +94,18 @@ def export_results(
     *,
     multi_platform: bool,
     inline: Mapping[str, Sequence[KeyedVertex]] | None = None,
+    ahead: Ahead | None = None,
 ) -> dict[str, str]:
-    """Run all exporters; returns the response under BuildKit's keys.
+    """Run all exporters; returns the response under BuildKit's keys. ``ahead`` is what was begun before all was solved.
 
     Raises: ExportError, RegistryError and their kin; SessionLost; StoreFull; the token's cause.
     """
     response: dict[str, object] = {}
     epoch_s = platforms[0].epoch_s if platforms else None
-    images = [_image(p, own) for p, own in zip(platforms, attestations or [()] * len(platforms), strict=True)]
+    images = [
+        image_of(p, None if p.ref is None else p.ref.ref, own)
+        for p, own in zip(platforms, attestations or [()] * len(platforms), strict=True)
+    ]
     with ExitStack() as stack:
         plain: list[ExporterSpec] = []
         streams: list[_ClientFile] = []
@@ -130,6 +136,7 @@ def export_results(
                 epoch_s=epoch_s,
                 multi_platform=multi_platform,
                 inline=inline,
+                ahead=ahead,
             )
             response.update(done.merged)
             job.exported.update((n, image) for n, image in zip(numbers, done.images, strict=True) if image)
@@ -140,11 +147,12 @@ def export_results(
     return {key: _text(value) for key, value in response.items()}
 
 
-def _image(platform: PlatformResult, attestations: Sequence[Attestation]) -> PlatformImage:
-    ref = platform.ref.ref if platform.ref is not None else None
-    return PlatformImage(
-        platform.platform, (ref or SCRATCH).layers, platform.config, platform.base_config, attestations
-    )
+def image_of(
+    platform: PlatformResult, ref: Ref | None, attestations: Sequence[Attestation] = ()
+) -> PlatformImage:
+    """Return what an exporter takes of a platform, made as ``ref``."""
+    layers = (ref or SCRATCH).layers
+    return PlatformImage(platform.platform, layers, platform.config, platform.base_config, attestations)
 
 
 def _flag(text: str) -> bool:

@@ -174,14 +174,20 @@ class Job:
             raise UsageError(summary)
         return found
 
-    def solve(self, refs: Sequence[ResultRef]) -> list[Ref]:
-        """Make file systems that are not made yet, together. Raises: as ``Engine.solve``, with places."""
+    def solve(
+        self, refs: Sequence[ResultRef], *, early: Callable[[ResultRef, Ref], None] | None = None
+    ) -> list[Ref]:
+        """Make file systems that are not made yet, together. Raises: as ``Engine.solve``, with places.
+
+        ``early`` is told of those that are there while others are still made, as in ``Engine.solve``.
+        """
         mine = self._claim(refs)
         try:
             if mine:
                 self.police(mine)
                 own = self.policies.also([policy for ref in mine for policy in ref.policies])
-                solved = self._solve([ref.output for ref in mine], own)
+                known = None if early is None else lambda number, ref: early(mine[number], ref)
+                solved = self._solve([ref.output for ref in mine], own, known)
                 for ref, done in zip(mine, solved, strict=True):
                     ref.ref = done
         finally:
@@ -224,7 +230,12 @@ class Job:
             self._solving |= {ref.id for ref in mine}
             return mine
 
-    def _solve(self, outputs: list[Output | None], policies: SourcePolicies | None = None) -> list[Ref]:
+    def _solve(
+        self,
+        outputs: list[Output | None],
+        policies: SourcePolicies | None = None,
+        early: Callable[[int, Ref], None] | None = None,
+    ) -> list[Ref]:
         for attempt in range(_RETRIES):
             try:
                 return self.engine.solve(
@@ -234,6 +245,7 @@ class Job:
                     cancel=self.cancel,
                     keyed=self.keyed,
                     recorder=self.recorder,
+                    early=early,
                 )
             except SessionLost as exc:
                 # A step that was shared lost the client it had begun with: ours takes it up.

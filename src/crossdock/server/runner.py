@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from crossdock.builds.early import EarlyExport
 from crossdock.errors import CacheError, NotSupported, UsageError
 from crossdock.image.reference import parse_reference
 from crossdock.server.caches import imports_of_attrs
-from crossdock.server.export import check_outputs, export_results, frontend_metadata, specs_of
+from crossdock.server.export import check_outputs, export_results, frontend_metadata, image_of, specs_of
 from crossdock.server.results import ResultRef, Results, decode_output, platforms_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from crossdock.buildkit.proto import ops_pb2
+    from crossdock.engine.cache.refs import Ref
     from crossdock.engine.exporters.attestation import Attestation
     from crossdock.engine.exporters.model import ExporterSpec
     from crossdock.server.jobs import Job
@@ -89,10 +91,34 @@ def _finish(job: Job, results: Results) -> dict[str, str]:
 def _write_out(
     job: Job, platforms: Sequence[PlatformResult], specs: Sequence[ExporterSpec], *, multi_platform: bool
 ) -> dict[str, str]:
+    # What is written at the client waits for all of it; what is pushed need not.
+    pushed = [spec for spec in specs if spec.type in ("image", "registry")]
+    epoch_s = platforms[0].epoch_s if platforms else None
+    with EarlyExport(
+        job.engine, pushed, multi_platform=multi_platform, epoch_s=epoch_s, cancel=job.cancel
+    ) as early:
+        return _write_out_with(job, platforms, specs, early, multi_platform=multi_platform)
+
+
+def _write_out_with(
+    job: Job,
+    platforms: Sequence[PlatformResult],
+    specs: Sequence[ExporterSpec],
+    early: EarlyExport,
+    *,
+    multi_platform: bool,
+) -> dict[str, str]:
     scans = [ResultRef(output) if output is not None else None for output in job.attests.scans(platforms)]
     refs = [p.ref for p in platforms if p.ref is not None]
     attesting = [ref for p in platforms for _, ref in p.attestations]
-    solved = job.solve([*refs, *attesting, *(scan for scan in scans if scan is not None)])[: len(refs)]
+
+    def known(ref: ResultRef, made: Ref) -> None:
+        for platform in platforms:
+            if platform.ref is ref:
+                early.add(image_of(platform, made))
+
+    wanted = [*refs, *attesting, *(scan for scan in scans if scan is not None)]
+    solved = job.solve(wanted, early=known)[: len(refs)]
     keyed = job.keyed or []
     made: Sequence[Sequence[Attestation]]
     made = job.attests.make([scan.ref if scan is not None else None for scan in scans], keyed)
@@ -110,6 +136,7 @@ def _write_out(
             made,
             inline=job.caches.inline(platforms, keyed),
             multi_platform=multi_platform,
+            ahead=early.ahead,
         )
     response.update(job.caches.export(platforms, solved, keyed))
     return response

@@ -12,6 +12,7 @@ import pytest
 from support.httprelay import HttpRelay
 from support.scripted import Reply, error_reply
 from support.servers import skopeo
+from support.uploadgate import DOCKERFILE, WAIT_S, Gate
 
 if TYPE_CHECKING:
     import subprocess
@@ -20,55 +21,10 @@ if TYPE_CHECKING:
 
     import services
     from support.cli import Crossdock, Ran
-    from support.httprelay import Answer, Seen
+    from support.httprelay import Seen
     from support.servers import BaseImages
 
 pytestmark = pytest.mark.needs("base", "userns", "crun", "registry", "skopeo", "qemu")
-
-WAIT_S = 60
-#: the emulated platform waits at the gate; the other one has nothing to wait for
-DOCKERFILE = """\
-FROM {base}
-ARG TARGETARCH
-RUN echo "$TARGETARCH" > /made; if [ "$TARGETARCH" = arm64 ]; then wget -q -O /dev/null http://{gate}/gate || exit 7; fi
-"""
-
-
-class Gate:
-    """A registry whose uploads are watched, and an address that answers once one has arrived."""
-
-    def __init__(self, relay: HttpRelay) -> None:
-        self.relay = relay
-        #: when an upload has arrived, or whatever a case waits for
-        self.open = threading.Event()
-        self.asked = threading.Event()
-        self.status = 200
-        self.uploads = 0
-        self.manifests = 0
-        relay.answer = self.answer
-        relay.change = self.change
-
-    def answer(self, seen: Seen) -> Reply | None:
-        if seen.path != "/gate":
-            return self.upload(seen)
-        self.asked.set()
-        return Reply(self.status if self.open.wait(WAIT_S) else 504)
-
-    def upload(self, seen: Seen) -> Reply | None:
-        """What a case does to other requests."""
-        return None
-
-    def change(self, seen: Seen, answer: Answer) -> Answer:
-        if seen.method == "PUT" and answer.status == 201:
-            if "/blobs/uploads/" in seen.path:
-                self.uploads += 1
-                self.arrived()
-            else:
-                self.manifests += 1
-        return answer
-
-    def arrived(self) -> None:
-        self.open.set()
 
 
 class Project:

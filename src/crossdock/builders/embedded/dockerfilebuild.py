@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from crossdock.builders.attributes import entitlements
 from crossdock.builders.embedded.attests import BuildAttests
 from crossdock.builders.embedded.caches import BuildCaches
-from crossdock.builders.embedded.early import EarlyExport
 from crossdock.builders.embedded.explain import Explainer
 from crossdock.builders.embedded.outputs import build_result, packing, plan_outputs, reproducible
 from crossdock.builders.localpaths import LocalFiles
 from crossdock.builders.result import BuildResult
 from crossdock.builders.secrets import secret_reader
+from crossdock.builds.early import EarlyExport
 from crossdock.builds.images import EngineImages
 from crossdock.builds.steps import lint_warning
 from crossdock.dockerfile.syntax import foreign_frontend
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from crossdock.dockerfile.lint import LintWarning
     from crossdock.engine.cache.refs import Ref
     from crossdock.engine.exporters.attestation import Attestation
-    from crossdock.engine.exporters.model import ExporterSpec, ExportResult
+    from crossdock.engine.exporters.model import ExporterSpec, ExportResult, PlatformImage
     from crossdock.engine.facade import Engine, FileInfo
     from crossdock.image.digest import Digest
     from crossdock.llb.graph import Output
@@ -203,11 +203,16 @@ class DockerfileBuild:
         keyed = self._attests.begin(self._caches.begin())
         with EarlyExport(
             self._engine,
-            results,
             reproducible(specs, results[0].epoch),
             multi_platform=options.multi_platform,
+            epoch_s=results[0].epoch,
             cancel=self._cancel,
         ) as early:
+
+            def known(number: int, ref: Ref) -> None:
+                if number < len(results):  # the rest is scanned, not exported
+                    early.add(_image(results[number], ref, ()))
+
             try:
                 solved = self._engine.solve(
                     [*outputs, *scans],
@@ -216,7 +221,7 @@ class DockerfileBuild:
                     cancel=self._cancel,
                     keyed=keyed,
                     recorder=self._explainer,
-                    early=early.add,
+                    early=known,
                 )
             except CrossdockError as exc:
                 from crossdock.builds.locate import locate
@@ -240,11 +245,9 @@ class DockerfileBuild:
         attestations: Sequence[Sequence[Attestation]],
         early: EarlyExport,
     ) -> ExportResult:
-        from crossdock.engine.exporters import PlatformImage
-
         self._caches.secure(refs, [spec.type for spec in specs])
         images = [
-            PlatformImage(r.platform, ref.layers, r.config, r.base_config, attested)
+            _image(r, ref, attested)
             for r, ref, attested in zip(results, refs, attestations or [()] * len(refs), strict=True)
         ]
         return self._engine.export(
@@ -287,6 +290,12 @@ class DockerfileBuild:
         )
         metadata = {key: value.decode() for key, value in found.metadata().items()}
         return BuildResult(metadata=metadata, warnings=tuple(self._keeper.warnings))
+
+
+def _image(result: PlatformResult, ref: Ref, attestations: Sequence[Attestation]) -> PlatformImage:
+    from crossdock.engine.exporters import PlatformImage
+
+    return PlatformImage(result.platform, ref.layers, result.config, result.base_config, attestations)
 
 
 def _policies(request: BuildRequest) -> SourcePolicies | None:

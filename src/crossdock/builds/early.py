@@ -12,10 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from crossdock.cancel import CancelToken
-    from crossdock.dockerfile.convert.options import PlatformResult
-    from crossdock.engine.cache.refs import Ref
     from crossdock.engine.exporters.ahead import Ahead
-    from crossdock.engine.exporters.model import ExporterSpec
+    from crossdock.engine.exporters.model import ExporterSpec, PlatformImage
     from crossdock.engine.facade import Engine
 
 __all__ = ["EarlyExport"]
@@ -42,16 +40,16 @@ class EarlyExport:
     def __init__(
         self,
         engine: Engine,
-        results: Sequence[PlatformResult],
         specs: Sequence[ExporterSpec],
         *,
         multi_platform: bool,
+        epoch_s: int | None,
         cancel: CancelToken,
     ) -> None:
         self._engine = engine
-        self._results = results
         self._specs = specs
         self._multi_platform = multi_platform
+        self._epoch_s = epoch_s
         self._cancel = cancel
         self._stack = ExitStack()
         #: what was begun, for the export
@@ -63,30 +61,27 @@ class EarlyExport:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def add(self, number: int, ref: Ref) -> None:
-        """Begin with a platform, by its number; what is not a platform is left alone. For ``Engine.solve``."""
-        if number >= len(self._results) or not self._specs:
+    def add(self, image: PlatformImage) -> None:
+        """Begin with a platform that is built. Does not wait, and never fails: the solver's thread calls it."""
+        if not self._specs:
             return
         try:
-            self._begin(number, ref)
+            self._begin(image)
         except (CrossdockError, OSError, RuntimeError) as exc:  # RuntimeError: no more threads
             # The solver goes on; the export comes to the same point, and tells.
             from logging import getLogger
 
             getLogger(__name__).debug("export ahead of time: %s", exc)
 
-    def _begin(self, number: int, ref: Ref) -> None:
-        from crossdock.engine.exporters import PlatformImage
-
+    def _begin(self, image: PlatformImage) -> None:
         if self.ahead is None:
             self._stack.callback(_load_the_rest().join)
             self.ahead = self._stack.enter_context(
                 self._engine.exporting_ahead(
                     self._specs,
                     multi_platform=self._multi_platform,
-                    epoch_s=self._results[0].epoch,
+                    epoch_s=self._epoch_s,
                     cancel=self._cancel,
                 )
             )
-        result = self._results[number]
-        self.ahead.add(PlatformImage(result.platform, ref.layers, result.config, result.base_config))
+        self.ahead.add(image)
