@@ -175,7 +175,8 @@ def write_blob(
     offset = 0
     try:
         with cancel.waking(call.cancel):
-            while data := source.read(_BLOCK):
+            # A client that has the blob already ends the call while it is sent.
+            while not call.ended and (data := source.read(_BLOCK)):
                 request = content_pb2.WriteContentRequest(
                     action=content_pb2.WRITE, offset=offset, data=data, **common
                 )
@@ -185,7 +186,7 @@ def write_blob(
             call.send_raw(prefixed(request.SerializeToString()), end=True)
             error = _ended(call)
     except RpcError as exc:
-        # A client that has the blob already ends the call while it is sent, so ask how it ended.
+        # It was ended while it was sent, so ask how.
         error = _ended(call)
         if error is not None and error.code == "CANCELLED":
             error = exc

@@ -84,6 +84,10 @@ class Peer(grpc.GenericRpcHandler):
             yield request
             yield request
 
+    def _refuse(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        yield next(requests)
+        context.abort(grpc.StatusCode.ALREADY_EXISTS, "it is there")
+
     def _forever(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         context.add_callback(self.cancelled.set)
         while not self.cancelled.is_set():
@@ -143,6 +147,38 @@ def test_both_directions_at_once(channel: Channel) -> None:
     call.end()
     reader.join(20)
     assert got == [m for message in sent for m in (message, message)]
+
+
+def test_a_peer_that_has_its_answer_before_all_is_sent_is_heard(channel: Channel) -> None:
+    """It opens no window for the rest."""
+    call = channel.start("/t.T/refuse")
+    with contextlib.suppress(RpcError):
+        for _ in range(100):
+            call.send(b"x" * (1 << 20))
+        call.end()
+    with pytest.raises(RpcError) as caught:
+        list(call.messages())
+    assert (caught.value.code, caught.value.message) == ("ALREADY_EXISTS", "it is there")
+    assert channel.unary("/t.T/echo", Bytes(data=b"again"), Bytes).data == b"again"
+
+
+def test_a_message_that_is_too_large_for_us_is_refused_while_it_is_sent() -> None:
+    def echo(call: ServerCall) -> None:
+        for message in call.messages():
+            call.send(message)
+
+    near, far = socket.socketpair()
+    server = Server(SocketStream(far), {"/t.T/Echo": echo})
+    server.start()
+    channel = Channel(lambda: SocketStream(near))
+    try:
+        for _ in range(2):
+            with pytest.raises(RpcError, match="RESOURCE_EXHAUSTED"):
+                channel.unary("/t.T/Echo", Bytes(data=bytes(MAX_MESSAGE * 3)), Bytes)
+        assert channel.unary("/t.T/Echo", Bytes(data=b"again"), Bytes).data == b"again"
+    finally:
+        channel.close()
+        server.close()
 
 
 def test_errors_carry_code_message_and_details(channel: Channel) -> None:

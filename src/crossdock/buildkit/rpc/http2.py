@@ -119,6 +119,8 @@ class Stream:
         self.receive_window = _STREAM_WINDOW
         self.remote_ended = False
         self.local_ended = False
+        #: the peer has answered, and wants no more of what is sent
+        self.unwanted = False
         self._error: Exception | None = None
         self._watcher: Callable[[], object] | None = None
 
@@ -309,9 +311,11 @@ class Connection:
             with self.lock:
                 self._check(stream)
                 wanted = min(len(view) - at, _BLOCK)
-                while wanted and min(self._send_window, stream.send_window) <= 0:
+                while wanted and not stream.unwanted and min(self._send_window, stream.send_window) <= 0:
                     self._writable.wait()
                     self._check(stream)
+                if stream.unwanted:
+                    return
                 count = min(wanted, max(0, min(self._send_window, stream.send_window)))
                 self._send_window -= count
                 stream.send_window -= count
@@ -603,7 +607,9 @@ class Connection:
             stream = self._streams.pop(number, None)
             if stream is not None:
                 # A server that answered early may say NO_ERROR: send no more, but the answer holds.
-                if not (code == NO_ERROR and stream.remote_ended):
+                if code == NO_ERROR and stream.remote_ended:
+                    stream.unwanted = stream.local_ended = True
+                else:
                     stream.error = StreamReset(code)
                 stream.readable.notify_all()
                 self._writable.notify_all()
