@@ -50,6 +50,8 @@ class Housekeeper:
         self._wanted_at = time.monotonic() + _SOON_S
         self._collected_at = -_EVERY_S
         self._unsynced = False
+        #: builds after which the store is written to disk just now
+        self._syncing = 0
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
 
     def start(self) -> None:
@@ -58,12 +60,22 @@ class Housekeeper:
 
     def built(self, spent_s: float) -> None:
         """Note that a build is over that took ``spent_s`` seconds."""
+        with self._changed:
+            if self._cancel.cancelled:  # the end writes what there is, and then the store is closed
+                self._unsynced = True
+                return
+            self._syncing += 1
+        synced = False
         try:
             synced = sync_when_cheap(self._store, spent_s)
         except CrossdockError as exc:
             _log.warning("after a build: %s", exc.summary)
-            synced = False
+        finally:
+            self._built(synced=synced)
+
+    def _built(self, *, synced: bool) -> None:
         with self._changed:
+            self._syncing -= 1
             self._unsynced |= not synced
             self._wanted_at = min(self._wanted_at, time.monotonic() + _SOON_S)
             self._changed.notify_all()
@@ -73,6 +85,7 @@ class Housekeeper:
         self._cancel.cancel(Cancelled("the daemon is shutting down"))
         with self._changed:
             self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._syncing)
         self._thread.join()
         if self._unsynced:
             try:

@@ -424,7 +424,7 @@ def build(root: Path, tree: dict[str, tuple[str, int, int]]) -> None:
         if not path.parent.is_dir() or path.parent.is_symlink():
             continue
         if kind == "d":
-            path.mkdir(mode)
+            path.mkdir(mode | 0o100)
         elif kind == "l":
             path.symlink_to(f"to{number}")
         else:
