@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import grpc
@@ -125,3 +126,23 @@ def test_stores_are_what_they_were_offered_as(stub: content_pb2_grpc.ContentStub
     assert [
         info.digest for answer in stub.List(pb.ListContentRequest(), metadata=read) for info in answer.info
     ] == [DIGEST]
+
+
+def test_many_write_at_once_and_the_folder_that_each_removes_when_it_is_empty_is_no_trouble(
+    stub: content_pb2_grpc.ContentStub, tmp_path: Path
+) -> None:
+    blobs = [b"%d" % number for number in range(200)]
+
+    def write(data: bytes) -> str:
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        request = pb.WriteContentRequest(
+            action=pb.COMMIT, ref=digest, total=len(data), expected=digest, data=data
+        )
+        answers = list(stub.Write(iter([request]), metadata=METADATA))
+        return answers[-1].digest
+
+    with ThreadPoolExecutor(16) as pool:
+        digests = list(pool.map(write, blobs))
+    stored = {path.name for path in (tmp_path / "export/blobs/sha256").iterdir()}
+    assert {digest.removeprefix("sha256:") for digest in digests} == stored
+    assert len(stored) == 200

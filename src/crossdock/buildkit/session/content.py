@@ -53,11 +53,12 @@ class _Ingest:
     def _open(self) -> BinaryIO:
         attempts = 0
         while True:
-            self.dir.mkdir(parents=True, exist_ok=True)
             try:
+                self.dir.mkdir(parents=True, exist_ok=True)
                 return self.path.open("wb")
-            except FileNotFoundError:
-                # Another build that writes to this layout has removed the empty folder.
+            except (FileNotFoundError, FileExistsError):
+                # Another that writes to this layout has removed the empty folder: before the file was made, or
+                # between "it exists" and a look at what it is.
                 attempts += 1
                 if attempts == _ATTEMPTS:
                     raise
