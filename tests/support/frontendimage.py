@@ -55,6 +55,8 @@ if mode == "crash":
 if mode == "nonsense":
     os.write(1, b"HTTP/1.1 200 OK\\r\\n\\r\\n" * 1000)
     sys.exit(4)
+if mode == "silent":
+    sys.exit(0)
 channel = Channel(Stdio)
 def call(name, request, response):
     return channel.unary("/moby.buildkit.v1.frontend.LLBBridge/" + name, request, response)
@@ -70,6 +72,27 @@ if mode == "hang":
 if mode == "error":
     request = pb.ReturnRequest()
     request.error.code, request.error.message = 3, "line 7 makes no sense"
+    call("Return", request, pb.ReturnResponse)
+    os._exit(1)
+def give(**metadata):
+    one = FileAction(action=FileActionMkFile(path="/x", data=b"x"), input=-1, output=0)
+    fields = {"metadata": {"containerimage.config": b"{}", **metadata}}
+    ref = pb.Ref(id=solve(Output(Node(FileOp((one,))))).id)
+    fields |= {"refs": pb.RefMap(refs={"a": ref})} if "refs.platforms" in metadata else {"ref": ref}
+    try:
+        call("Return", pb.ReturnRequest(result=pb.Result(**fields)), pb.ReturnResponse)
+    except RpcError as exc:
+        sys.exit(f"refused: {exc}")
+    os._exit(0)
+if mode == "config":
+    give(**{"containerimage.config": b"{"})
+if mode == "platforms":
+    give(**{"refs.platforms": b'{"Platforms": [{"ID": "a", "Platform": {"OS": "linux"}}]}'})
+if mode == "endless":
+    give(**{"containerimage.config": b"x" * (40 << 20)})
+if mode == "wordless":
+    request = pb.ReturnRequest()
+    request.error.code = 2
     call("Return", request, pb.ReturnResponse)
     os._exit(1)
 if mode == "forward":
@@ -118,6 +141,11 @@ MISBEHAVIOUR = (
     ("nonsense", "ended without a result"),
     ("error", "line 7 makes no sense"),
     ("lie", "ended without a result"),
+    ("silent", "ended without a result: exit code 0"),
+    ("wordless", "the frontend failed and gave no reason"),
+    ("config", "the result's containerimage.config: image config is not valid JSON"),
+    ("platforms", "the result's refs.platforms is malformed: it lacks 'os'"),
+    ("endless", "refused: RESOURCE_EXHAUSTED: a message of 41943"),
 )
 
 

@@ -61,8 +61,12 @@ class ClientFailure(CrossdockError):
     code = "client-failed"
 
     def __init__(self, status: Status) -> None:
-        super().__init__(status.message or "the client's frontend failed")
         self.status = status
+        if not status.message:
+            self.status = type(status)()
+            self.status.CopyFrom(status)
+            self.status.message = "the frontend failed and gave no reason"
+        super().__init__(self.status.message)
 
 
 # Go's clients print any code but UNKNOWN before the message: only those that say something are used.

@@ -253,8 +253,9 @@ def _listed_platforms(results: Results) -> Iterator[tuple[str, Platform]]:
                     tuple(p.get("os.features") or ()),
                 ),
             )
-    except (ValueError, KeyError, TypeError) as exc:
-        summary = f"the result's {_PLATFORMS} is malformed: {exc}"
+    except (ValueError, KeyError, TypeError, AttributeError) as exc:
+        why = f"it lacks {exc}" if isinstance(exc, KeyError) else exc
+        summary = f"the result's {_PLATFORMS} is malformed: {why}"
         raise SolveError(summary) from exc
 
 
@@ -266,8 +267,9 @@ def _platform(
         return own if own is not None or suffixed else results.metadata.get(key)
 
     raw, base, epoch = value(_CONFIG), value(_BASE_CONFIG), value(_EPOCH)
-    config = ImageConfig.from_json(raw, f"{_CONFIG}/{name}") if raw else None
-    base_config = ImageConfig.from_json(base, f"{_BASE_CONFIG}/{name}") if base else None
+    whose = f" for {name}" if name else ""
+    config = ImageConfig.from_json(raw, f"the result's {_CONFIG}{whose}") if raw else None
+    base_config = ImageConfig.from_json(base, f"the result's {_BASE_CONFIG}{whose}") if base else None
     if platform is None:
         platform = config.platform if config is not None and config.platform.os else local_platform()
     try:

@@ -70,7 +70,8 @@ def test_a_file_in_a_language_of_its_own_is_built(strange: Case, frontend: str) 
 
 @pytest.mark.parametrize(("mode", "wanted"), MISBEHAVIOUR)
 def test_one_that_misbehaves_fails_its_build_with_a_sentence(strange: Case, mode: str, wanted: str) -> None:
-    done = strange.build("--build-arg", f"mode={mode}", strange.folder).failed()
+    output = f"type=oci,dest={strange.out}.tar"
+    done = strange.build("--build-arg", f"mode={mode}", "-o", output, strange.folder).failed()
     assert wanted in done.err
     assert done.err.count("\nERROR") + done.err.startswith("ERROR") <= 1
     if mode == "crash":

@@ -43,9 +43,10 @@ def test_a_file_in_a_language_of_its_own_is_built(
 
 @pytest.mark.parametrize(("mode", "wanted"), MISBEHAVIOUR)
 def test_one_that_misbehaves_fails_its_build_with_a_sentence(
-    buildx: Buildx, context: Path, mode: str, wanted: str
+    buildx: Buildx, context: Path, mode: str, wanted: str, tmp_path: Path
 ) -> None:
-    done = buildx.build("--build-arg", f"mode={mode}", context, check=False)
+    output = f"type=oci,dest={tmp_path / 'out.tar'}"
+    done = buildx.build("--build-arg", f"mode={mode}", "-o", output, context, check=False)
     assert done.returncode != 0
     assert wanted in done.stderr
     if mode == "crash":
