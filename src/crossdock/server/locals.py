@@ -93,6 +93,7 @@ class ClientDirectories:
         """Let other builds have the directories."""
         with self._lock:
             stack, self._stack = self._stack, ExitStack()
+            self._known.clear()  # what is known of them may be large
         stack.close()
 
     def _wake(self) -> None:
