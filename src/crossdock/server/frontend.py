@@ -327,7 +327,7 @@ def _place(blob: Path, target: Path, *, linked: bool) -> None:
 
 def _remove(directory: Path) -> None:
     with suppress(OSError):
-        (directory / "context").unlink()
+        (directory / "context").unlink(missing_ok=True)
         directory.rmdir()
 
 

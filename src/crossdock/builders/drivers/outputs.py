@@ -201,10 +201,17 @@ class _FileTarget:
         return os.fdopen(fd, "wb")
 
     def finish(self, stream: BinaryIO, ok: bool) -> None:
-        """Rename into place, or remove."""
-        stream.close()
-        if ok:
-            os.replace(self._temporary, self._path)
-        else:
-            with contextlib.suppress(OSError):
+        """Rename into place, or remove. Raises: ExportError when the end of it cannot be written."""
+        try:
+            stream.close()
+            if ok:
+                os.replace(self._temporary, self._path)
+                return
+        except OSError as exc:
+            if ok:  # else what went wrong before says more
+                summary = f"cannot write {self._path}: {exc.strerror}"
+                hint = "check the free space and permissions of the destination"
+                raise ExportError(summary, hint=hint) from exc
+        finally:
+            with contextlib.suppress(OSError):  # it is not there any more when all went well
                 os.unlink(self._temporary)
