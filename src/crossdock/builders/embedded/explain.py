@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Explainer:
         if os.path.isdir(context):
             context = os.path.realpath(context)
         self._project = f"{context}\0{request.dockerfile}"
+        # Held while a solve is taken down: several of one build may end at the same time.
+        self._lock = threading.Lock()
         self._recorder: StepRecorder | None = None
 
     def take(
@@ -42,12 +45,13 @@ class Explainer:
         stage_reads: Mapping[str, tuple[View, Sequence[Selector], str]],
         cancel: CancelToken,
     ) -> None:
-        """Take a solve down, as the engine asks for."""
-        if self._recorder is None:
-            from crossdock.engine.explain.recorder import StepRecorder
+        """Take a solve down, as the engine asks for. Safe from any thread."""
+        with self._lock:
+            if self._recorder is None:
+                from crossdock.engine.explain.recorder import StepRecorder
 
-            self._recorder = StepRecorder(self._project, wanted=self.wanted)
-        self._recorder.take(nodes, keyed, ran, reads, stage_reads, cancel)
+                self._recorder = StepRecorder(self._project, wanted=self.wanted)
+            self._recorder.take(nodes, keyed, ran, reads, stage_reads, cancel)
 
     def finish(self, store: Store) -> list[dict[str, object]]:
         """Save what was recorded; returns why steps ran, for those who asked."""

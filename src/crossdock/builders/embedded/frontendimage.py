@@ -6,7 +6,6 @@ fails is raised as on this builder always, not as what has come over an API.
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, BinaryIO
 
 from crossdock.builders.attributes import entitlements
@@ -22,18 +21,14 @@ from crossdock.record import replace
 from crossdock.server.inprocess import serving
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable
 
     from crossdock.builders.embedded.inputs import Inputs
     from crossdock.builders.request import BuildRequest
     from crossdock.builders.result import BuildResult
     from crossdock.buildkit.transport import ByteStream
     from crossdock.cancel import CancelToken
-    from crossdock.engine.cache.select import Selector
-    from crossdock.engine.cache.view import View
     from crossdock.engine.facade import Engine
-    from crossdock.engine.solver import KeyedVertex
-    from crossdock.llb.graph import Node
     from crossdock.progress.events import EventSink
     from crossdock.server.inprocess import Services
 
@@ -53,7 +48,7 @@ def build_by_image(
     granted = frozenset(name.partition("=")[0] for name in entitlements(request))
     explainer = Explainer(request)
     try:
-        with serving(engine, granted, recorder=_OneByOne(explainer)) as services:
+        with serving(engine, granted, recorder=explainer) as services:
             try:
                 result = _Driver(services.dial, inputs).build(request, sink, cancel)
             except CrossdockError as exc:
@@ -110,29 +105,6 @@ def _status(error: BaseException | None) -> RpcError | None:
             return error
         error = error.__cause__
     return None
-
-
-class _OneByOne:
-    """A recorder for solves that end at the same time."""
-
-    def __init__(self, explainer: Explainer) -> None:
-        self.wanted = explainer.wanted
-        self._explainer = explainer
-        # Held while a solve is taken down.
-        self._lock = threading.Lock()
-
-    def take(
-        self,
-        nodes: Mapping[str, Node],
-        keyed: Sequence[KeyedVertex],
-        ran: Collection[str],
-        reads: Mapping[str, tuple[View, Sequence[Selector]]],
-        stage_reads: Mapping[str, tuple[View, Sequence[Selector], str]],
-        cancel: CancelToken,
-    ) -> None:
-        """Take a solve down."""
-        with self._lock:
-            self._explainer.take(nodes, keyed, ran, reads, stage_reads, cancel)
 
 
 class _Driver(BuildKitDriver):
