@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from crossdock.engine.store import hooks
 from crossdock.engine.store.place import OVERLAYFS, check_local, probe_marks
-from crossdock.engine.store.rim import rim
+from crossdock.engine.store.rim import explain, rim
 from crossdock.errors import StoreError
 from crossdock.linux import filesystem_magic, spread_subdirectories
 from crossdock.whiteouts import takes_whiteouts
@@ -130,8 +130,15 @@ class Layout:
         raise StoreError(summary, hint="set CROSSDOCK_ROOT to a folder of your own")
 
     def _create(self) -> None:
-        with rim("create the store"):
+        try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except FileNotFoundError as exc:  # such as below /proc: there is nothing to check and repair
+            summary = f"cannot create the store: no folder can be made at {self.root}"
+            raise StoreError(
+                summary, hint="set CROSSDOCK_ROOT (of a server: --root) to a folder that can be made"
+            ) from exc
+        except OSError as exc:
+            raise explain(exc, "create the store") from exc
         self._check_writable()
         with rim("create the store"):
             check_local(self.root, filesystem_magic(self.root))

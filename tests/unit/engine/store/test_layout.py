@@ -133,6 +133,13 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
         tmp_path.chmod(0o700)
 
 
+def test_a_place_where_no_folder_can_be_is_nothing_to_repair() -> None:
+    with pytest.raises(StoreError) as caught:
+        Store.open(Path("/proc/crossdock"))
+    assert "no folder can be made at /proc/crossdock" in caught.value.summary
+    assert "CROSSDOCK_ROOT" in (caught.value.hint or "")
+
+
 def test_a_file_in_its_place_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "s").write_text("x")
     with pytest.raises(StoreError):
