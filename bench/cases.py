@@ -158,6 +158,18 @@ def ten_at_once(bench: Bench) -> Job:
     return replace(demo_no_cache(bench), push=f"{bench.registry}/bench/ten", platforms=("linux/amd64",))
 
 
+def ten_with_platforms(bench: Bench) -> Job:
+    """The demonstration for two platforms without the cache, ten times at once."""
+    return replace(demo_no_cache(bench), push=f"{bench.registry}/bench/ten-platforms")
+
+
+def ten_with_output(bench: Bench) -> Job:
+    """Ten times at once: a file of eight megabytes made by a step, and pushed."""
+    text = "ARG BASE\nFROM ${BASE}\nRUN dd if=/dev/urandom of=/data bs=1M count=8 2>/dev/null\nRUN md5sum /data > /sum\n"
+    job = _written(bench, "output", text, no_cache=True)
+    return replace(job, push=f"{bench.registry}/bench/ten-output")
+
+
 def _written(bench: Bench, name: str, dockerfile: str, *, no_cache: bool = False) -> Job:
     folder = bench.folder / name
     folder.mkdir(exist_ok=True)
@@ -241,7 +253,25 @@ CASES: Sequence[Case] = (
         goal=0.8,
         prepare=ten_at_once,
         parallel=10,
-        runs=3,
+        runs=5,
+        group="engine",
+    ),
+    Case(
+        name="ten-platforms",
+        title="10 builds at once of two platforms each",
+        goal=0.8,
+        prepare=ten_with_platforms,
+        parallel=10,
+        runs=5,
+        group="engine",
+    ),
+    Case(
+        name="ten-output",
+        title="10 builds at once that make 8 MB each",
+        goal=0.8,
+        prepare=ten_with_output,
+        parallel=10,
+        runs=5,
         group="engine",
     ),
 )

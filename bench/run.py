@@ -1,6 +1,6 @@
 """Compare Crossdock with the peers on this machine: interleaved runs, medians, time and peak memory.
 
-    python bench/run.py [--case NAME …] [--all] [--peer buildkitd|docker|buildah|serve …] [--runs N] [--write]
+    python bench/run.py [--case NAME …] [--all] [--peer buildkitd|docker|buildah|serve …] [--runs N] [--distance MS] [--write]
 
 Daemons are warm; a cold case makes every contestant forget all it has cached before each run. Contestants take turns,
 and the order turns round every time, so that a slow minute of the machine hits all of them.
@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import signal
+import subprocess
 import sys
 import tempfile
 from dataclasses import replace
@@ -31,7 +32,7 @@ import privateapt
 import services
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from types import FrameType
 
 README = Path(__file__).resolve().parent / "README.md"
@@ -57,7 +58,12 @@ def main() -> int:
             stack.enter_context(emulation.host_handler())
         registry = stack.enter_context(services.Registry())
         baseimage.push(baseimage.busybox_image(), registry.host, "base/busybox", "1")
-        bench = cases.Bench(registry=registry.host, base=f"{registry.host}/base/busybox:1", folder=folder)
+        host = (
+            stack.enter_context(_distant(registry.host, options.distance))
+            if options.distance
+            else registry.host
+        )
+        bench = cases.Bench(registry=host, base=f"{host}/base/busybox:1", folder=folder)
         field: list[type[contestants.Contestant]] = [contestants.Crossdock, *rivals]
         everyone = [kind(folder / re.sub(r"\W+", "-", kind.name)) for kind in field]
         for each in everyone:
@@ -74,6 +80,20 @@ def main() -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _distant(host: str, milliseconds: float) -> Iterator[str]:
+    """Put the registry so many milliseconds away, each way; yields its other address."""
+    program = Path(__file__).with_name("distance.py")
+    with subprocess.Popen(
+        [sys.executable, str(program), host, str(milliseconds)], stdout=subprocess.PIPE, text=True
+    ) as relay:
+        assert relay.stdout is not None
+        try:
+            yield relay.stdout.readline().strip()
+        finally:
+            relay.terminate()
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare Crossdock with its peers.")
     names = [case.name for case in cases.CASES]
@@ -83,6 +103,7 @@ def _options() -> argparse.Namespace:
         "--peer", action="append", choices=["buildkitd", "docker", "buildah", "serve"], default=[]
     )
     parser.add_argument("--runs", type=int, help="instead of each case's own number")
+    parser.add_argument("--distance", type=float, default=0, help="milliseconds to the registry, each way")
     parser.add_argument("--write", action="store_true", help="put the table into bench/README.md")
     return parser.parse_args()
 
