@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from crossdock.engine.cache.refs import Ref
 from crossdock.engine.solver import Found
-from crossdock.engine.store.locks import hold
+from crossdock.engine.store.locks import alone
 from crossdock.errors import SolveError, StoreFull
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from crossdock.cancel import CancelToken
     from crossdock.engine.remotecache.importer import ImportedCaches
@@ -64,26 +62,10 @@ class StoreKeyCache:
         """Lead a key to a canonical one."""
         self._store.records.link(key, canonical)
 
-    @contextmanager
-    def exclusive(self, key: str, cancel: CancelToken) -> Iterator[None]:
-        """Hold a lock file for the key; it is removed by whoever finds itself alone with it.
-
-        Who waits goes on without the lock as soon as the key has a result: many builds that wait for one step would
-        otherwise pass the lock on, one after the other, only to find out that it is done.
-        """
+    def exclusive(self, key: str, cancel: CancelToken) -> AbstractContextManager[None]:
+        """Hold a lock file for the key; who waits goes on without it as soon as the key has a result."""
         path = self._locks / f"key-{key.rpartition(':')[2][:32]}"
-        while True:
-            with hold(path, cancel, unless=lambda: self._store.records.canonical(key) == key) as fd:
-                if fd < 0:
-                    yield
-                    return
-                if _is_at(fd, path):
-                    try:
-                        yield
-                    finally:
-                        path.unlink(missing_ok=True)
-                    return
-            # Its last holder removed it between our open and our lock.
+        return alone(path, cancel, unless=lambda: self._store.records.canonical(key) == key)
 
     def save(self, key: str, results: Sequence[Result], *, vertex: str) -> None:
         """Store the results of a key, then see that the store keeps its limit."""
@@ -106,12 +88,3 @@ class StoreKeyCache:
         if above:
             summary = f"this build needs {above} bytes more than the store may hold ({self._max_bytes})"
             raise StoreFull(summary, hint="raise the limit, or build fewer things at once")
-
-
-def _is_at(fd: int, path: Path) -> bool:
-    try:
-        named = os.stat(path)
-    except FileNotFoundError:
-        return False
-    mine = os.fstat(fd)
-    return (named.st_dev, named.st_ino) == (mine.st_dev, mine.st_ino)

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import threading
+from hashlib import sha256
 from typing import TYPE_CHECKING, TypeVar
 
 from crossdock.engine.store.layers import PACKED_ANNOTATION
+from crossdock.engine.store.locks import alone
 from crossdock.errors import DigestMismatch
 from crossdock.image.descriptor import Descriptor
 from crossdock.image.digest import DiffId, Digest
@@ -21,6 +23,7 @@ from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from crossdock.cancel import CancelToken
     from crossdock.engine.exporters.model import ExportContext
@@ -93,14 +96,18 @@ class LayerBlobs:
         Raises: LayerError, StoreError, StoreFull, DigestMismatch; the token's cause.
         """
 
+        def afresh() -> LayerPart | None:
+            self._forget(f"info {layer}")
+            return self.known(layer, compression, clamp_s=clamp_s)
+
         def make() -> LayerPart:
             part = self.known(layer, compression, clamp_s=clamp_s)
             if part is not None:
                 return part
-            source = _original(self.info(layer)) or self._packed(layer)
-            if source is None or clamp_s is not None:
-                return self._write(layer, compression, clamp_s, report, cancel)
-            return self._convert(layer, source, compression, report, cancel)
+            # Builds that share a step end at the same time: one of them packs, the others find what it packed.
+            lock = self._lock_file(layer, compression, clamp_s)
+            with alone(lock, cancel, unless=lambda: afresh() is not None):
+                return afresh() or self._make(layer, compression, clamp_s, report, cancel)
 
         return self._once(f"{compression.label} {compression.force} {clamp_s} {layer}", make)
 
@@ -117,6 +124,14 @@ class LayerBlobs:
                 self._context.access.fetch(blob, repositories, report.vertex, cancel)
 
         self._once(f"local {blob.digest}", fetch)
+
+    def _lock_file(self, layer: LayerId, compression: Compression, clamp_s: int | None) -> Path:
+        text = f"{layer} {compression.label} {clamp_s}"
+        return self._store.layout.locks / f"pack-{sha256(text.encode()).hexdigest()[:32]}"
+
+    def _forget(self, key: str) -> None:
+        with self._lock:
+            self._done.pop(key, None)
 
     def _once(self, key: str, make: Callable[[], _T]) -> _T:
         """Return the value for ``key``, made by one thread; a failure is not kept."""
@@ -139,6 +154,19 @@ class LayerBlobs:
         stored = (b for b in info.blobs if self._store.content.has(b.descriptor.digest, self._context.lease))
         found = None if info.has_directory else next(stored, None)
         return None if found is None else _part(info, found)
+
+    def _make(
+        self,
+        layer: LayerId,
+        compression: Compression,
+        clamp_s: int | None,
+        report: Report,
+        cancel: CancelToken,
+    ) -> LayerPart:
+        source = _original(self.info(layer)) or self._packed(layer)
+        if source is None or clamp_s is not None:
+            return self._write(layer, compression, clamp_s, report, cancel)
+        return self._convert(layer, source, compression, report, cancel)
 
     def _write(
         self,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from crossdock.cancel import CancelToken
 
-__all__ = ["OncePerKey", "RemovalLock", "hold", "is_held", "try_flock"]
+__all__ = ["OncePerKey", "RemovalLock", "alone", "hold", "is_held", "try_flock"]
 
 _FIRST_WAIT_S = 0.002
 _LONGEST_WAIT_S = 0.05
@@ -83,6 +83,37 @@ def hold(
         yield fd
     finally:
         os.close(fd)
+
+
+@contextmanager
+def alone(path: Path, cancel: CancelToken, *, unless: Callable[[], bool]) -> Iterator[None]:
+    """Run the block while no other does for this lock file, which is gone afterwards; for work whose result others share.
+
+    Who waits goes on without the lock as soon as ``unless`` says that there is a result: many that wait for one would
+    otherwise pass the lock on, one after the other, only to find out that the work is done. So look for the result first.
+    Raises: the token's cause; OSError.
+    """
+    while True:
+        with hold(path, cancel, unless=unless) as fd:
+            if fd < 0:
+                yield
+                return
+            if _is_at(fd, path):
+                try:
+                    yield
+                finally:
+                    path.unlink(missing_ok=True)
+                return
+        # Its last holder removed it between our open and our lock.
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    try:
+        named = os.stat(path)
+    except FileNotFoundError:
+        return False
+    mine = os.fstat(fd)
+    return (named.st_dev, named.st_ino) == (mine.st_dev, mine.st_ino)
 
 
 class RemovalLock:
