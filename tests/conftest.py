@@ -7,4 +7,5 @@ pytest_plugins = [
     "support.cli",
     "support.stage",
     "support.frontendimage",
+    "support.uploadgate",
 ]

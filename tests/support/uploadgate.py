@@ -5,10 +5,16 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+import pytest
+
+from support.httprelay import HttpRelay
 from support.scripted import Reply
 
 if TYPE_CHECKING:
-    from support.httprelay import Answer, HttpRelay, Seen
+    from collections.abc import Iterator
+
+    import services
+    from support.httprelay import Answer, Seen
 
 WAIT_S = 60
 #: the emulated platform waits at the gate; the other one has nothing to wait for
@@ -54,3 +60,13 @@ class Gate:
 
     def arrived(self) -> None:
         self.open.set()
+
+
+@pytest.fixture
+def gate(registry: services.Registry) -> Iterator[Gate]:
+    """A gate before the shared registry (needs "registry")."""
+    relay = HttpRelay(registry.host)
+    made = Gate(relay)
+    yield made
+    made.open.set()
+    relay.close()

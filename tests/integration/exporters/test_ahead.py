@@ -9,20 +9,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.httprelay import HttpRelay
 from support.scripted import Reply, error_reply
 from support.servers import skopeo
-from support.uploadgate import DOCKERFILE, WAIT_S, Gate
+from support.uploadgate import DOCKERFILE, WAIT_S
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Iterator
     from pathlib import Path
 
-    import services
     from support.cli import Crossdock, Ran
-    from support.httprelay import Seen
+    from support.httprelay import HttpRelay, Seen
     from support.servers import BaseImages
+    from support.uploadgate import Gate
 
 pytestmark = pytest.mark.needs("base", "userns", "crun", "registry", "skopeo", "qemu")
 
@@ -64,15 +62,6 @@ class Project:
     def published(self) -> bool:
         """Whether the registry has the tag."""
         return skopeo("inspect", "--raw", "--tls-verify=false", self.direct, check=False).returncode == 0
-
-
-@pytest.fixture
-def gate(registry: services.Registry) -> Iterator[Gate]:
-    relay = HttpRelay(registry.host)
-    made = Gate(relay)
-    yield made
-    made.open.set()
-    relay.close()
 
 
 @pytest.fixture

@@ -7,28 +7,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from support.httprelay import HttpRelay
 from support.servers import skopeo
-from support.uploadgate import DOCKERFILE, Gate
+from support.uploadgate import DOCKERFILE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-    import services
     from integration.server.conftest import Buildx
     from support.servers import BaseImages
+    from support.uploadgate import Gate
 
 pytestmark = pytest.mark.needs("base", "userns", "crun", "registry", "skopeo", "qemu", "dockercli")
-
-
-@pytest.fixture
-def gate(registry: services.Registry) -> Iterator[Gate]:
-    relay = HttpRelay(registry.host)
-    made = Gate(relay)
-    yield made
-    made.open.set()
-    relay.close()
 
 
 def write(folder: Path, base: BaseImages, gate: Gate) -> Path:
