@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from crossdock.engine.exporters.report import Report
     from crossdock.engine.remotecache.backend import LayerToWrite
     from crossdock.engine.remotecache.config import CacheConfig
+    from crossdock.engine.store.locks import OncePerKey
     from crossdock.image.descriptor import Descriptor
     from crossdock.image.manifest import Index, Manifest
     from crossdock.server.clientstore import ListedBlob
     from crossdock.server.sessions import ClientSession
-    from crossdock.server.turns import Turns
 
 __all__ = ["ClientCacheBackend"]
 
@@ -68,7 +68,7 @@ class ClientCacheBackend:
         self,
         attrs: Mapping[str, str],
         find: Callable[[CancelToken], ClientSession],
-        turns: Turns,
+        turns: OncePerKey,
         *,
         merges: bool,
     ) -> None:
@@ -218,7 +218,7 @@ class ClientCacheBackend:
         """Hold off other builds here that write to a directory of that name; other machines are noticed at the end."""
         if not self._exported or not self._merges:
             return nullcontext()
-        return self._turns.taken(self._store, _PATIENCE_S, cancel)
+        return self._turns.holding(self._store, cancel, patience_s=_PATIENCE_S)
 
     def write_blob(self, layer: LayerToWrite, report: Report, cancel: CancelToken) -> None:
         """Send a layer that is not there."""

@@ -15,9 +15,9 @@ from crossdock.buildkit.rpc.channel import Channel
 from crossdock.buildkit.rpc.messages import prefixed
 from crossdock.buildkit.rpc.serve import parsed
 from crossdock.buildkit.rpc.status import UNAVAILABLE, RpcError
+from crossdock.engine.store.locks import OncePerKey
 from crossdock.errors import ContextError, UsageError
 from crossdock.server.tokens import TokenPool
-from crossdock.server.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -179,7 +179,7 @@ class SessionManager:
         #: tokens that sessions of the same logins share
         self.tokens = TokenPool()
         #: at directories of clients
-        self.turns = Turns()
+        self.turns = OncePerKey()
         # Guards _sessions and _closing; notified when a session arrives or goes.
         self._changed = threading.Condition()
         self._sessions: dict[str, ClientSession] = {}

@@ -182,20 +182,23 @@ class OncePerKey:
         self._busy: set[str] = set()
 
     @contextmanager
-    def holding(self, key: str, cancel: CancelToken) -> Iterator[None]:
-        """Run the block alone for ``key``. Raises: the token's cause while waiting."""
+    def holding(self, key: str, cancel: CancelToken, *, patience_s: float | None = None) -> Iterator[None]:
+        """Run the block alone for ``key``; after ``patience_s`` seconds of waiting, not alone.
+
+        Raises: the token's cause while waiting.
+        """
         with cancel.waking(self._wake), self._condition:
-            while key in self._busy:
-                cancel.check()
-                self._condition.wait()
+            free = self._condition.wait_for(lambda: cancel.cancelled or key not in self._busy, patience_s)
             cancel.check()
-            self._busy.add(key)
+            if free:
+                self._busy.add(key)
         try:
             yield
         finally:
-            with self._condition:
-                self._busy.discard(key)
-                self._condition.notify_all()
+            if free:
+                with self._condition:
+                    self._busy.discard(key)
+                    self._condition.notify_all()
 
     def _wake(self) -> None:
         with self._condition:

@@ -1,4 +1,4 @@
-"""Turns at what has a name."""
+"""Mutual exclusion by key among threads, and the patience of those who wait."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import threading
 import pytest
 
 from crossdock.cancel import CancelToken
+from crossdock.engine.store.locks import OncePerKey
 from crossdock.errors import Cancelled
-from crossdock.server.turns import Turns
 
 
 def test_a_name_is_had_by_one_at_a_time() -> None:
-    turns, inside, most = Turns(), [], []
+    turns, inside, most = OncePerKey(), [], []
 
     def work() -> None:
-        with turns.taken("a", 30, CancelToken()):
+        with turns.holding("a", CancelToken()):
             inside.append(1)
             most.append(len(inside))
             inside.pop()
@@ -29,19 +29,19 @@ def test_a_name_is_had_by_one_at_a_time() -> None:
 
 
 def test_other_names_do_not_wait() -> None:
-    turns = Turns()
-    with turns.taken("a", 30, CancelToken()), turns.taken("b", 30, CancelToken()):
+    turns = OncePerKey()
+    with turns.holding("a", CancelToken()), turns.holding("b", CancelToken()):
         pass
 
 
 def test_one_that_is_held_too_long_is_passed_by_and_stays_held() -> None:
-    turns = Turns()
-    with turns.taken("a", 30, CancelToken()):
-        with turns.taken("a", 0.01, CancelToken()):
+    turns = OncePerKey()
+    with turns.holding("a", CancelToken()):
+        with turns.holding("a", CancelToken(), patience_s=0.01):
             pass
         cancel = CancelToken()
         threading.Timer(0.05, cancel.cancel).start()
-        with pytest.raises(Cancelled), turns.taken("a", 30, cancel):
+        with pytest.raises(Cancelled), turns.holding("a", cancel):
             pytest.fail("it was free")
-    with turns.taken("a", 0, CancelToken()):
+    with turns.holding("a", CancelToken(), patience_s=0):
         pass
