@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossdock.buildkit.proto import control_pb2, filesync_pb2
+from crossdock.buildkit.rpc import http2
 from crossdock.buildkit.rpc.channel import Channel
 from crossdock.buildkit.rpc.hpack import Decoder, HeaderError, encode
 from crossdock.buildkit.rpc.http2 import Connection, ConnectionLost
@@ -160,6 +161,44 @@ def test_a_peer_that_has_its_answer_before_all_is_sent_is_heard(channel: Channel
         list(call.messages())
     assert (caught.value.code, caught.value.message) == ("ALREADY_EXISTS", "it is there")
     assert channel.unary("/t.T/echo", Bytes(data=b"again"), Bytes).data == b"again"
+
+
+def test_nothing_that_needs_new_settings_comes_before_they_are_acknowledged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Until then a peer may go by the old ones: grpc's C core ends the connection."""
+    near, far = socket.socketpair()
+    real = http2._frame
+
+    def slow(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+        if kind == 4 and flags:
+            time.sleep(0.1)  # whoever waits for a larger window has all the time to come before
+        return real(kind, flags, stream, payload)
+
+    monkeypatch.setattr(http2, "_frame", slow)
+    channel = Channel(lambda: SocketStream(near))
+    with far:
+        far.settimeout(10)
+        call = channel.start("/t.T/each")
+        sender = threading.Thread(target=lambda: call.send(bytes(1 << 20)), daemon=True)
+        sender.start()
+        received = bytearray()
+        while len(received) < 65_535:  # the default window is used up
+            received += far.recv(1 << 16)
+        grown = struct.pack(">HIHI", 4, 1 << 22, 5, 1 << 20)
+        far.sendall(frame(4, 0, 0, grown) + frame(8, 0, 0, struct.pack(">I", 1 << 22)))
+        while len(received) < 1 << 20:
+            received += far.recv(1 << 16)
+        sender.join(10)
+        channel.close()
+    at, frames = len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), []
+    while at + 9 <= len(received):
+        size = int.from_bytes(received[at : at + 3], "big")
+        frames.append((received[at + 3], received[at + 4], size))
+        at += 9 + size
+    told = frames.index((4, 1, 0))
+    assert max(size for kind, _, size in frames[:told] if kind == 0) <= 16_384
+    assert max(size for kind, _, size in frames[told:] if kind == 0) > 16_384
 
 
 def test_a_message_that_is_too_large_for_us_is_refused_while_it_is_sent() -> None:

@@ -314,15 +314,20 @@ class Connection:
                 while wanted and not stream.unwanted and min(self._send_window, stream.send_window) <= 0:
                     self._writable.wait()
                     self._check(stream)
-                if stream.unwanted:
-                    return
-                count = min(wanted, max(0, min(self._send_window, stream.send_window)))
-                self._send_window -= count
-                stream.send_window -= count
-                size = self._peer_frame
-                last = end and at + count == len(view)
-                stream.local_ended = stream.local_ended or last
-            self._write(_data_frames(stream.number, view[at : at + count], size, last=last))
+            with self._send_lock:
+                with self.lock:
+                    self._check(stream)
+                    if stream.unwanted:
+                        return
+                    count = min(wanted, max(0, min(self._send_window, stream.send_window)))
+                    if wanted and not count:
+                        continue  # another stream has taken it meanwhile, or the peer has made it smaller
+                    self._send_window -= count
+                    stream.send_window -= count
+                    size = self._peer_frame
+                    last = end and at + count == len(view)
+                    stream.local_ended = stream.local_ended or last
+                self._write_locked(_data_frames(stream.number, view[at : at + count], size, last=last))
             at += count
             if last:
                 self._forget_ended(stream)
@@ -639,14 +644,16 @@ class Connection:
         if window > _MAX_WINDOW:
             msg = "window too large"
             raise _ProtocolError(msg, FLOW_CONTROL_ERROR)
-        with self.lock:
-            for stream in self._streams.values() if window != self._initial_window else ():
-                stream.send_window += window - self._initial_window
-            self._initial_window = window
-            if _S_FRAME in said:
-                self._peer_frame = min(max(said[_S_FRAME], 16_384), _BLOCK)
-            self._writable.notify_all()
-        self._write(_frame(_SETTINGS, _ACK, 0))
+        # The peer goes by its old settings until it is told, so that nothing that needs the new ones may come before.
+        with self._send_lock:
+            with self.lock:
+                for stream in self._streams.values() if window != self._initial_window else ():
+                    stream.send_window += window - self._initial_window
+                self._initial_window = window
+                if _S_FRAME in said:
+                    self._peer_frame = min(max(said[_S_FRAME], 16_384), _BLOCK)
+                self._writable.notify_all()
+            self._write_locked(_frame(_SETTINGS, _ACK, 0))
 
     def _on_goaway(self, payload: bytes) -> None:
         last, _code = struct.unpack_from(">II", payload)
