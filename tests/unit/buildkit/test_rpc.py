@@ -186,9 +186,11 @@ def test_nothing_that_needs_new_settings_comes_before_they_are_acknowledged(
         while len(received) < 65_535:  # the default window is used up
             received += far.recv(1 << 16)
         grown = struct.pack(">HIHI", 4, 1 << 22, 5, 1 << 20)
-        far.sendall(frame(4, 0, 0, grown) + frame(8, 0, 0, struct.pack(">I", 1 << 22)))
+        far.sendall(SETTINGS + frame(8, 0, 0, struct.pack(">I", 1 << 22)) + frame(4, 0, 0, grown))
         while len(received) < 1 << 20:
-            received += far.recv(1 << 16)
+            data = far.recv(1 << 16)
+            assert data
+            received += data
         sender.join(10)
         channel.close()
     at, frames = len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), []
@@ -196,7 +198,7 @@ def test_nothing_that_needs_new_settings_comes_before_they_are_acknowledged(
         size = int.from_bytes(received[at : at + 3], "big")
         frames.append((received[at + 3], received[at + 4], size))
         at += 9 + size
-    told = frames.index((4, 1, 0))
+    told = frames.index((4, 1, 0), frames.index((4, 1, 0)) + 1)
     assert max(size for kind, _, size in frames[:told] if kind == 0) <= 16_384
     assert max(size for kind, _, size in frames[told:] if kind == 0) > 16_384
 
