@@ -5,6 +5,7 @@ Credentials are given through a configuration file in a private directory, never
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -177,4 +178,5 @@ def _reason(text: str) -> str:
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it may have ended by itself, a moment ago
+            os.killpg(process.pid, signal.SIGKILL)
