@@ -45,7 +45,10 @@ class CancelToken:
         return self._cause if self._cause is not None else Cancelled()
 
     def cancel(self, cause: BaseException | None = None) -> None:
-        """Cancel; idempotent, the first cause wins. Callbacks run in the calling thread."""
+        """Cancel; idempotent, the first cause wins. Callbacks run in the calling thread, each even if another fails.
+
+        Raises: what the first callback that fails raises, which is a defect of it.
+        """
         with self._lock:
             if self._event.is_set():
                 return
@@ -53,8 +56,14 @@ class CancelToken:
             self._event.set()
             callbacks = list(self._callbacks.values())
             self._callbacks.clear()
+        failures: list[Exception] = []
         for callback in callbacks:
-            callback()
+            try:
+                callback()
+            except Exception as exc:  # noqa: BLE001  the others must be woken all the same
+                failures.append(exc)
+        if failures:
+            raise failures[0]
 
     def check(self) -> None:
         """Raise the cause when cancelled."""
