@@ -117,8 +117,10 @@ def test_nothing_is_pruned_for_a_writer_that_cannot_fit(
     store: Store, lease: Lease, watch: SpaceWatch, cancel: CancelToken
 ) -> None:
     old = committed_layer(store, 5 * MB)
+    fill(store.root / "x", 25 * MB)
     with watch.writing(cancel), store.layers.new(lease, kind="exec") as new:
-        fill(new.fs / "x", 25 * MB)
+        # At once: of one half there would be room, and rightly made.
+        (store.root / "x").rename(new.fs / "x")
         until_ended(cancel)
     assert store.layers.exists(old)
 
