@@ -190,7 +190,9 @@ class TestInterest:
         done = buildx.build("--build-arg", "WHO=eve", "-", stdin=text, check=False)
         assert done.returncode != 0
         assert "secret t: not found" in done.stderr
-        kept = subprocess.run(["grep", "-rl", "--", "-s3cr3t-", server.root], capture_output=True, check=False)
+        kept = subprocess.run(
+            ["grep", "-rl", "--", "-s3cr3t-", server.root], capture_output=True, check=False
+        )
         assert not kept.stdout
         assert "-s3cr3t-" not in server.log
 
