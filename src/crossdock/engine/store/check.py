@@ -81,6 +81,7 @@ class _Checker:
             self._mounts,
             self._images,
             self._leftovers,
+            self._totals,
         ):
             if self._cancel is not None:
                 self._cancel.check()
@@ -92,6 +93,28 @@ class _Checker:
             repair()
             repaired = True
         self.problems.append(Problem(kind, subject, text, repaired))
+
+    def _totals(self) -> None:
+        for table in ("layers", "blobs", "mounts"):
+            # One statement, so that writers cannot come between the two.
+            row = self._store.db.one(
+                f"SELECT size_bytes, (SELECT coalesce(sum(size_bytes), 0) FROM {table}) FROM totals WHERE name=?",  # noqa: S608
+                (table,),
+            )
+            if row is None or row[0] != row[1]:
+                text = (
+                    "their total size is not noted"
+                    if row is None
+                    else f"their total size is {row[1]}, not {row[0]}"
+                )
+                self._note("database", table, text, partial(self._recount, table))
+
+    def _recount(self, table: str) -> None:
+        with self._store.db.transaction() as tx:
+            tx.execute(
+                f"INSERT OR REPLACE INTO totals SELECT ?, coalesce(sum(size_bytes), 0) FROM {table}",  # noqa: S608
+                (table,),
+            )
 
     # --- blobs ---
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["SCHEMA_VERSION", "Database"]
 
 #: ``PRAGMA user_version`` of a database this version reads and writes
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _BUSY_TIMEOUT_S = 60.0
 #: to what the write-ahead log shrinks after a large transaction
@@ -74,9 +74,27 @@ CREATE TABLE image_blobs(
 CREATE INDEX image_blobs_by_digest ON image_blobs(digest);
 """
 
+# What every build asks of the whole store is kept, so that the answer does not take longer the more there is.
+_NOT_DURABLE = """
+CREATE INDEX blobs_not_durable ON blobs(digest) WHERE durable=0;
+CREATE INDEX layers_not_durable ON layers(id) WHERE durable=0;
+CREATE TABLE totals(name TEXT PRIMARY KEY, size_bytes INTEGER NOT NULL) WITHOUT ROWID;
+"""
+_TOTAL_OF = """
+INSERT INTO totals SELECT '{table}', coalesce(sum(size_bytes), 0) FROM {table};
+CREATE TRIGGER {table}_added AFTER INSERT ON {table} BEGIN
+  UPDATE totals SET size_bytes = size_bytes + NEW.size_bytes WHERE name='{table}'; END;
+CREATE TRIGGER {table}_removed AFTER DELETE ON {table} BEGIN
+  UPDATE totals SET size_bytes = size_bytes - OLD.size_bytes WHERE name='{table}'; END;
+CREATE TRIGGER {table}_resized AFTER UPDATE OF size_bytes ON {table} BEGIN
+  UPDATE totals SET size_bytes = size_bytes + NEW.size_bytes - OLD.size_bytes WHERE name='{table}'; END;
+"""
+_KEPT = _NOT_DURABLE + "".join(_TOTAL_OF.replace("{table}", name) for name in ("layers", "blobs", "mounts"))
+
 # Schema steps: version they start from -> statements.
 _MIGRATIONS: dict[int, str] = {
-    1: "ALTER TABLE mounts ADD COLUMN record_type TEXT NOT NULL DEFAULT 'exec.cachemount'",
+    1: "ALTER TABLE mounts ADD COLUMN record_type TEXT NOT NULL DEFAULT 'exec.cachemount';",
+    2: _KEPT,
 }
 
 
@@ -214,7 +232,7 @@ class Database:
         with self.transaction():
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
-                _run_script(connection, _SCHEMA)
+                _run_script(connection, _SCHEMA + _KEPT)
                 version = SCHEMA_VERSION
             while version < SCHEMA_VERSION:
                 _run_script(connection, _MIGRATIONS[version])
@@ -241,9 +259,12 @@ def _switch_to_wal(connection: sqlite3.Connection) -> None:
 
 def _run_script(connection: sqlite3.Connection, script: str) -> None:
     # Not executescript(): that commits the open transaction first.
-    for statement in script.split(";"):
-        if statement.strip():
+    statement = ""
+    for part in script.split(";")[:-1]:
+        statement += part + ";"
+        if sqlite3.complete_statement(statement):  # the body of a trigger has semicolons of its own
             connection.execute(statement)
+            statement = ""
 
 
 # Open connections by database path. A close(2) of any descriptor of the file drops SQLite's POSIX locks of

@@ -67,6 +67,16 @@ DAMAGE: dict[str, tuple[Callable[[Store], object], str, str]] = {
         "blob",
         "not recorded",
     ),
+    "a total is wrong": (
+        lambda s: execute(s, "UPDATE totals SET size_bytes=7 WHERE name='blobs'"),
+        "database",
+        "not 7",
+    ),
+    "a total is missing": (
+        lambda s: execute(s, "DELETE FROM totals WHERE name='layers'"),
+        "database",
+        "not noted",
+    ),
     "a layer directory is missing": (
         lambda s: shutil.rmtree(layer(s, "exec")),
         "layer",

@@ -214,6 +214,7 @@ def test_an_older_database_is_brought_up_to_date(tmp_path: Path, cancel: CancelT
     (tmp_path / "s/mounts/m/fs").mkdir(parents=True)
     with Store.open(tmp_path / "s") as store, store.lease() as lease:
         assert schema(store) == wanted
+        assert store.total_size() == 5
         (record,) = store.disk_usage()
         assert (record.id, record.record_type) == ("m", "exec.cachemount")
         with store.mounts.use(
@@ -224,8 +225,10 @@ def test_an_older_database_is_brought_up_to_date(tmp_path: Path, cancel: CancelT
 
 
 def schema(store: Store) -> dict[str, list[object]]:
+    """Columns of tables by name, and what else there is; indices and triggers are compared by their text."""
     tables = [name for (name,) in store.db.all("SELECT name FROM sqlite_master WHERE type='table'")]
-    return {name: store.db.all(f"PRAGMA table_info({name})") for name in tables}
+    others = store.db.all("SELECT name, sql FROM sqlite_master WHERE type != 'table' ORDER BY name")
+    return {"": others, **{name: store.db.all(f"PRAGMA table_info({name})") for name in tables}}
 
 
 def test_layers_are_placed_far_from_each_other_where_the_file_system_can(tmp_path: Path) -> None:

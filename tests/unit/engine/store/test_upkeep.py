@@ -12,6 +12,8 @@ from crossdock.cancel import CancelToken
 from crossdock.engine.store import Store, upkeep
 from crossdock.engine.store.gc import Collector
 from crossdock.errors import StoreError
+from crossdock.image.descriptor import Descriptor
+from crossdock.image.digest import DiffId, sha256_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -162,3 +164,57 @@ def test_a_sync_that_fails_beside_other_work_fails_nothing(
     with upkeep.BackgroundSync(store) as sync:
         sync.begin()
     assert unsafe(store) == 1
+
+
+def test_what_each_build_asks_of_the_whole_store_does_not_read_all_of_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages(monkeypatch, 0)
+    fill(store, 2)
+    asked: list[str] = []
+    store.db._connection.set_trace_callback(asked.append)
+    upkeep.keep_house(store, cancel=CancelToken())
+    store.db._connection.set_trace_callback(None)
+    plans = [
+        row[3]
+        for sql in asked
+        if sql.startswith("SELECT")
+        for row in store.db.all(f"EXPLAIN QUERY PLAN {sql}")
+    ]
+    assert any("blobs_not_durable" in plan for plan in plans)
+    full = [
+        plan
+        for plan in plans
+        if plan.startswith("SCAN") and "_not_durable" not in plan and "totals" not in plan
+    ]
+    assert not full
+
+
+def test_the_total_follows_what_is_stored(store: Store) -> None:
+    def noted_and_counted() -> tuple[int, int]:
+        tables = ("layers", "blobs", "mounts")
+        counted = sum(store.db.one(f"SELECT total(size_bytes) FROM {table}")[0] for table in tables)
+        return store.total_size(), counted
+
+    def unpack(folder: Path) -> None:
+        (folder / "x").write_bytes(b"x" * 50 * KB)
+
+    with store.lease() as lease:
+        with store.layers.new(lease, kind="exec") as new:
+            (new.fs / "x").write_bytes(b"x" * 100 * KB)
+            new.commit()
+        remote = store.layers.add_remote(
+            lease, diff_id=DiffId("sha256:" + "a" * 64), blob=Descriptor("x", sha256_digest(b"x"), 1)
+        )
+        store.layers.materialise(remote, unpack, CancelToken())
+        digest = store.content.put_bytes(b"y" * 3 * KB, lease)
+        store.content.put_bytes(b"y" * 3 * KB, lease)
+        with store.mounts.use(lease, name="m", sharing="shared", cancel=CancelToken()) as mount:
+            (mount / "x").write_bytes(b"z" * 90 * KB)
+        store.disk_usage()
+    noted, counted = noted_and_counted()
+    assert noted == counted >= 243 * KB
+    store.content.forget(digest)
+    assert noted_and_counted() == (noted - 3 * KB, noted - 3 * KB)
+    store.prune()
+    assert noted_and_counted() == (0, 0)
