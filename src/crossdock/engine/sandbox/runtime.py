@@ -88,7 +88,7 @@ class Runtime(NamedTuple):
             argv = wrap([path, *argv[1:]])
             path = argv[0]
         elif self.name in _NAMES:
-            copy = sealed_copy(path)
+            copy = self._sealed(bundle)
         with contextlib.nullcontext() if console is None else console:
             cancel.check()
             process = _Process.start(
@@ -112,6 +112,16 @@ class Runtime(NamedTuple):
         from crossdock.engine.sandbox.console import ConsoleSocket
 
         return ConsoleSocket(bundle / "tty", stdio.console)
+
+    def _sealed(self, bundle: Path) -> str:
+        """Return what runs the sealed copy, by a link that has the runtime's name, since lists of processes show it."""
+        copy = sealed_copy(self.path)
+        link = str(bundle / self.name)
+        try:
+            os.symlink(copy, link)
+        except OSError:
+            return copy
+        return link
 
     def is_running(self, state: Path, step_id: str) -> bool:
         """Whether the program of a step has been started and has not ended."""
