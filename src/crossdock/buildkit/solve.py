@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from crossdock.buildkit.details import error_from_rpc
 from crossdock.buildkit.proto import control_pb2, ops_pb2
-from crossdock.buildkit.rpc.http2 import ConnectionLost
 from crossdock.buildkit.rpc.status import CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE, RpcError
+from crossdock.buildkit.rpc.streams import ConnectionLost
 from crossdock.buildkit.session.server import Session, new_id
 from crossdock.buildkit.status import events
 from crossdock.errors import BuilderError, StepFailed

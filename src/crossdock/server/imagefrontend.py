@@ -12,8 +12,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from crossdock.buildkit.rpc.http2 import ConnectionLost
 from crossdock.buildkit.rpc.serve import Server
+from crossdock.buildkit.rpc.streams import ConnectionLost
 from crossdock.builds.steps import shown
 from crossdock.engine.facade_container import ContainerSpec
 from crossdock.engine.sandbox.step import StepStdio

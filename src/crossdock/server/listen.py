@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from crossdock.buildkit.rpc.http2 import ConnectionLost
 from crossdock.buildkit.rpc.messages import Budget
 from crossdock.buildkit.rpc.serve import Server
+from crossdock.buildkit.rpc.streams import ConnectionLost
 from crossdock.buildkit.transport import SocketStream
 from crossdock.errors import ConfigError, UsageError
 from crossdock.record import Record

@@ -17,13 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossdock.buildkit.proto import control_pb2, filesync_pb2
+from crossdock.buildkit.rpc import frames as h2frames
 from crossdock.buildkit.rpc import http2
 from crossdock.buildkit.rpc.channel import Channel
 from crossdock.buildkit.rpc.hpack import Decoder, HeaderError, encode
-from crossdock.buildkit.rpc.http2 import Connection, ConnectionLost
+from crossdock.buildkit.rpc.http2 import Connection
 from crossdock.buildkit.rpc.messages import MAX_MESSAGE, prefixed, split
 from crossdock.buildkit.rpc.serve import Server, ServerCall
 from crossdock.buildkit.rpc.status import RpcError, decode_binary, encode_binary, status_trailers
+from crossdock.buildkit.rpc.streams import ConnectionLost
 from crossdock.buildkit.transport import SocketStream
 
 if TYPE_CHECKING:
@@ -168,14 +170,14 @@ def test_nothing_that_needs_new_settings_comes_before_they_are_acknowledged(
 ) -> None:
     """Until then a peer may go by the old ones: grpc's C core ends the connection."""
     near, far = socket.socketpair()
-    real = http2._frame
+    real = h2frames.frame
 
     def slow(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
         if kind == 4 and flags:
             time.sleep(0.1)  # whoever waits for a larger window has all the time to come before
         return real(kind, flags, stream, payload)
 
-    monkeypatch.setattr(http2, "_frame", slow)
+    monkeypatch.setattr(http2, "frame", slow)
     channel = Channel(lambda: SocketStream(near))
     with far:
         far.settimeout(10)

@@ -9,14 +9,15 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
-from crossdock.buildkit.rpc.http2 import Connection, ConnectionLost, StreamReset
+from crossdock.buildkit.rpc.http2 import Connection
 from crossdock.buildkit.rpc.messages import prefixed, split, split_batches
 from crossdock.buildkit.rpc.status import CANCELLED, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, RpcError
+from crossdock.buildkit.rpc.streams import ConnectionLost, StreamReset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from crossdock.buildkit.rpc.http2 import Headers, Stream
+    from crossdock.buildkit.rpc.streams import Headers, Stream
     from crossdock.buildkit.transport import ByteStream
 
 __all__ = ["Call", "Channel", "Message"]

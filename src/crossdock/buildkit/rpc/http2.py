@@ -1,4 +1,4 @@
-"""One HTTP/2 connection over a byte stream: frames, flow control, streams that block.
+"""One HTTP/2 connection over a byte stream: flow control, streams that block.
 
 Both roles: the side that opens streams (``server=False``) and the side that serves them. What gRPC does not use is left
 out: push, priorities, upgrades from HTTP/1.
@@ -16,52 +16,56 @@ import contextlib
 import struct
 import threading
 import time
-from collections import deque
 from typing import TYPE_CHECKING
 
+from crossdock.buildkit.rpc.frames import (
+    ACK,
+    COMPRESSION_ERROR,
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    ENHANCE_YOUR_CALM,
+    FLOW_CONTROL_ERROR,
+    GOAWAY,
+    HEADERS,
+    MAX_FRAME,
+    MAX_WINDOW,
+    NO_ERROR,
+    PADDED,
+    PING,
+    PREFACE,
+    PRIORITY,
+    REFUSED_STREAM,
+    RST,
+    S_FRAME,
+    S_HEADERS,
+    S_STREAMS,
+    S_WINDOW,
+    SETTINGS,
+    STREAM_CLOSED,
+    WINDOW,
+    ProtocolError,
+    check_frame,
+    data_frames,
+    frame,
+    header_frames,
+    joined,
+    unpadded,
+)
 from crossdock.buildkit.rpc.hpack import Decoder, HeaderError, encode
+from crossdock.buildkit.rpc.streams import STREAM_WINDOW, ConnectionLost, Stream, StreamReset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from crossdock.buildkit.transport import ByteStream
 
-__all__ = [
-    "CANCEL",
-    "MAX_STREAMS",
-    "REFUSED_STREAM",
-    "Connection",
-    "ConnectionLost",
-    "Headers",
-    "Stream",
-    "StreamReset",
-]
-
-Headers = list[tuple[str, str]]
-
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_DATA, _HEADERS, _RST, _SETTINGS, _PING, _GOAWAY, _WINDOW, _CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
-_END_STREAM = _ACK = 0x1
-_END_HEADERS, _PADDED, _PRIORITY = 0x4, 0x8, 0x20
-_S_TABLE, _S_STREAMS, _S_WINDOW, _S_FRAME, _S_HEADERS = 1, 3, 4, 5, 6
-
-#: error codes
-NO_ERROR, PROTOCOL_ERROR, INTERNAL_ERROR, FLOW_CONTROL_ERROR, STREAM_CLOSED, FRAME_SIZE_ERROR = (
-    0,
-    1,
-    2,
-    3,
-    5,
-    6,
-)
-REFUSED_STREAM, CANCEL, COMPRESSION_ERROR, ENHANCE_YOUR_CALM = 7, 8, 9, 11
+__all__ = ["MAX_STREAMS", "Connection"]
 
 _DEFAULT_WINDOW = 65_535
-_MAX_WINDOW = (1 << 31) - 1
-#: bytes a peer may have under way to us on one stream, and on all together
-_STREAM_WINDOW, _CONNECTION_WINDOW = 8 << 20, 32 << 20
-#: the largest frame we take; larger ones are fewer
-_MAX_FRAME = 256 * 1024
+#: bytes a peer may have under way to us on all streams together
+_CONNECTION_WINDOW = 32 << 20
 #: bytes read or written at once
 _BLOCK = 256 * 1024
 #: streams that a peer may have open at once: a client that builds a hundred targets has three long ones for each
@@ -76,120 +80,6 @@ _LAST_WORDS_S = 0.5
 _MAX_HEADERS = 16 << 20
 #: header lists of a stream that wait to be taken: the headers and the trailers
 _MAX_BLOCKS = 2
-#: kinds of frames whose payload has one size
-_SIZES = {_RST: 4, _WINDOW: 4, _PING: 8}
-
-
-class ConnectionLost(Exception):
-    """The connection is gone; the text says why, as far as it is known."""
-
-
-class StreamReset(Exception):
-    """The peer ended one stream abruptly."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(f"stream reset with code {code}")
-        self.code = code
-
-
-class _ProtocolError(Exception):
-    def __init__(self, text: str, code: int = PROTOCOL_ERROR) -> None:
-        super().__init__(text)
-        self.code = code
-
-
-def _frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    return struct.pack(">HBBBI", len(payload) >> 8, len(payload) & 0xFF, kind, flags, stream) + payload
-
-
-class Stream:
-    """One request and its response; made by :class:`Connection`."""
-
-    def __init__(self, connection: Connection, number: int, send_window: int) -> None:
-        self._connection = connection
-        self.number = number
-        #: guarded by the connection's lock, as everything below
-        self.send_window = send_window
-        self.readable = threading.Condition(connection.lock)
-        #: header lists received and not yet taken: headers, then trailers
-        self.blocks: deque[Headers] = deque()
-        self.chunks: deque[bytes] = deque()
-        #: bytes read and not yet given back to the peer's window, and what is left of that window
-        self.owed = 0
-        self.receive_window = _STREAM_WINDOW
-        self.remote_ended = False
-        self.local_ended = False
-        #: the peer has answered, and wants no more of what is sent
-        self.unwanted = False
-        self._error: Exception | None = None
-        self._watcher: Callable[[], object] | None = None
-
-    @property
-    def error(self) -> Exception | None:
-        """Why the stream ended before its time."""
-        return self._error
-
-    @error.setter
-    def error(self, error: Exception | None) -> None:
-        self._error = error
-        watcher, self._watcher = self._watcher, None
-        if error is not None and watcher is not None:
-            # The lock is held here, and what a watcher does is not known.
-            threading.Thread(target=watcher, daemon=True, name="rpc-gone").start()
-
-    def watch(self, watcher: Callable[[], object] | None) -> None:
-        """Have a function called, in a thread of its own, should the stream end before its time; ``None`` takes it back."""
-        with self._connection.lock:
-            self._watcher = watcher
-            if self._error is not None:
-                self.error = self._error
-
-    def take_headers(self, timeout_s: float | None = None) -> Headers | None:
-        """Return the next header list: headers first, trailers after the data; ``None`` when none will come.
-
-        Raises: TimeoutError; StreamReset; ConnectionLost.
-        """
-        with self._connection.lock:
-            if not self.readable.wait_for(
-                lambda: self.blocks or self.remote_ended or self.error is not None, timeout_s
-            ):
-                raise TimeoutError
-            if self.blocks:
-                return self.blocks.popleft()
-            if self.error is not None and not self.remote_ended:
-                raise self.error
-            return None
-
-    def read(self, timeout_s: float | None = None) -> bytes:
-        """Return all data that has come, waiting for some; empty at the end (or when trailers come).
-
-        Raises: TimeoutError; StreamReset; ConnectionLost.
-        """
-        with self._connection.lock:
-            if not self.readable.wait_for(
-                lambda: self.chunks or self.remote_ended or self.error is not None, timeout_s
-            ):
-                raise TimeoutError
-            if not self.chunks:
-                if self.error is not None and not self.remote_ended:
-                    raise self.error
-                return b""
-            data = self.chunks.popleft() if len(self.chunks) == 1 else b"".join(self.chunks)
-            self.chunks.clear()
-        self._connection.consumed(self, len(data))
-        return data
-
-    def send_headers(self, headers: Iterable[tuple[str, str]], *, end: bool = False) -> None:
-        """Send a header list; with ``end`` nothing follows. Raises: StreamReset; ConnectionLost."""
-        self._connection.send_headers(self, headers, end=end)
-
-    def send(self, data: bytes | bytearray | memoryview, *, end: bool = False) -> None:
-        """Send data, waiting while the peer's window is full. Raises: StreamReset; ConnectionLost."""
-        self._connection.send_data(self, data, end=end)
-
-    def reset(self, code: int = CANCEL) -> None:
-        """End the stream abruptly, waking whoever waits on it; idempotent, also after the end."""
-        self._connection.reset(self, code)
 
 
 class Connection:
@@ -235,15 +125,15 @@ class Connection:
     def start(self) -> None:
         """Send the greeting and begin to read. Raises: ConnectionLost."""
         settings = {
-            _S_STREAMS: MAX_STREAMS,
-            _S_WINDOW: _STREAM_WINDOW,
-            _S_FRAME: _MAX_FRAME,
-            _S_HEADERS: self._max_headers,
+            S_STREAMS: MAX_STREAMS,
+            S_WINDOW: STREAM_WINDOW,
+            S_FRAME: MAX_FRAME,
+            S_HEADERS: self._max_headers,
         }
         payload = b"".join(struct.pack(">HI", k, v) for k, v in settings.items())
-        greeting = _frame(_SETTINGS, 0, 0, payload)
-        greeting += _frame(_WINDOW, 0, 0, struct.pack(">I", _CONNECTION_WINDOW - _DEFAULT_WINDOW))
-        self._write(greeting if self._server else _PREFACE + greeting)
+        greeting = frame(SETTINGS, 0, 0, payload)
+        greeting += frame(WINDOW, 0, 0, struct.pack(">I", _CONNECTION_WINDOW - _DEFAULT_WINDOW))
+        self._write(greeting if self._server else PREFACE + greeting)
         self._reader.start()
 
     @property
@@ -272,7 +162,7 @@ class Connection:
                 stream.local_ended = end
                 self._streams[self._next] = stream
                 self._next += 2
-            self._write_locked(self._header_frames(stream, block, end=end))
+            self._write_locked(header_frames(stream.number, block, self._peer_frame, end=end))
         return stream
 
     def close(self, reason: str = "closed") -> None:
@@ -291,18 +181,8 @@ class Connection:
             with self.lock:
                 self._check(stream)
                 stream.local_ended = stream.local_ended or end
-            self._write_locked(self._header_frames(stream, block, end=end))
+            self._write_locked(header_frames(stream.number, block, self._peer_frame, end=end))
         self._forget_ended(stream)
-
-    def _header_frames(self, stream: Stream, block: bytes, *, end: bool) -> bytes:
-        size = self._peer_frame
-        parts = [block[at : at + size] for at in range(0, len(block), size)] or [b""]
-        out = bytearray()
-        for number, part in enumerate(parts):
-            kind = _CONTINUATION if number else _HEADERS
-            flags = (_END_STREAM if end and not number else 0) | (_END_HEADERS if part is parts[-1] else 0)
-            out += _frame(kind, flags, stream.number, part)
-        return bytes(out)
 
     def send_data(self, stream: Stream, data: bytes | bytearray | memoryview, *, end: bool) -> None:
         """See :meth:`Stream.send`."""
@@ -327,7 +207,7 @@ class Connection:
                     size = self._peer_frame
                     last = end and at + count == len(view)
                     stream.local_ended = stream.local_ended or last
-                self._write_locked(_data_frames(stream.number, view[at : at + count], size, last=last))
+                self._write_locked(data_frames(stream.number, view[at : at + count], size, last=last))
             at += count
             if last:
                 self._forget_ended(stream)
@@ -339,13 +219,13 @@ class Connection:
         with self.lock:
             self._owed += count
             if self._owed >= _CONNECTION_WINDOW // 4:
-                out += _frame(_WINDOW, 0, 0, struct.pack(">I", self._owed))
+                out += frame(WINDOW, 0, 0, struct.pack(">I", self._owed))
                 self._receive_window += self._owed
                 self._owed = 0
             if stream is not None and not stream.remote_ended:
                 stream.owed += count
-                if stream.owed >= _STREAM_WINDOW // 4:
-                    out += _frame(_WINDOW, 0, stream.number, struct.pack(">I", stream.owed))
+                if stream.owed >= STREAM_WINDOW // 4:
+                    out += frame(WINDOW, 0, stream.number, struct.pack(">I", stream.owed))
                     stream.receive_window += stream.owed
                     stream.owed = 0
         if out:
@@ -368,7 +248,7 @@ class Connection:
             self.consumed(None, discarded)
         if known and not done:
             with contextlib.suppress(ConnectionLost):
-                self._write(_frame(_RST, 0, stream.number, struct.pack(">I", code)))
+                self._write(frame(RST, 0, stream.number, struct.pack(">I", code)))
 
     def _check(self, stream: Stream) -> None:
         if stream.error is not None:
@@ -404,10 +284,10 @@ class Connection:
     def _run(self) -> None:
         try:
             self._read_frames()
-        except (_ProtocolError, HeaderError) as exc:
-            code = exc.code if isinstance(exc, _ProtocolError) else COMPRESSION_ERROR
+        except (ProtocolError, HeaderError) as exc:
+            code = exc.code if isinstance(exc, ProtocolError) else COMPRESSION_ERROR
             with contextlib.suppress(ConnectionLost):
-                self._write(_frame(_GOAWAY, 0, 0, struct.pack(">II", self._last_peer, code)))
+                self._write(frame(GOAWAY, 0, 0, struct.pack(">II", self._last_peer, code)))
             self._fail(ConnectionLost(str(exc)))
         except ConnectionLost as exc:
             self._fail(exc)  # an acknowledgement could not be sent
@@ -428,23 +308,23 @@ class Connection:
             touched: set[Stream] = set()
             while end - at >= 9:
                 length = data[at] << 16 | data[at + 1] << 8 | data[at + 2]
-                if not self._greeted and data[at + 3] != _SETTINGS:
+                if not self._greeted and data[at + 3] != SETTINGS:
                     msg = "the peer does not speak gRPC (is TLS wanted, or is it another service?)"
-                    raise _ProtocolError(msg)
-                if length > _MAX_FRAME:
+                    raise ProtocolError(msg)
+                if length > MAX_FRAME:
                     msg = "frame larger than allowed"
-                    raise _ProtocolError(msg)
+                    raise ProtocolError(msg)
                 if end - at - 9 < length:
                     break
-                number = int.from_bytes(data[at + 5 : at + 9], "big") & _MAX_WINDOW
+                number = int.from_bytes(data[at + 5 : at + 9], "big") & MAX_WINDOW
                 payload, kind, flags = data[at + 9 : at + 9 + length], data[at + 3], data[at + 4]
                 at += 9 + length
                 if (
-                    kind == _DATA
+                    kind == DATA
                     and not flags
                     and data.startswith(data[at - length - 6 : at - length], at + 3)
                 ):
-                    payload, at = _joined(payload, data, at)
+                    payload, at = joined(payload, data, at)
                 self._handle(kind, flags, number, payload, touched)
             if touched:
                 with self.lock:
@@ -457,55 +337,47 @@ class Connection:
 
     def _read_preface(self) -> bytes:
         data = b""
-        while len(data) < len(_PREFACE):
+        while len(data) < len(PREFACE):
             block = self._bytes.recv(_BLOCK)
             if not block:
                 break
             data += block
-        if data[: len(_PREFACE)] != _PREFACE:
+        if data[: len(PREFACE)] != PREFACE:
             if not data:
                 return b""
             msg = "the peer does not speak HTTP/2"
-            raise _ProtocolError(msg)
-        return data[len(_PREFACE) :]
+            raise ProtocolError(msg)
+        return data[len(PREFACE) :]
 
     def _handle(self, kind: int, flags: int, number: int, payload: bytes, touched: set[Stream]) -> None:
-        self._check_frame(kind, number, payload)
-        if kind == _DATA:
+        if self._open_block is not None and (kind != CONTINUATION or number != self._open_block[0]):
+            msg = "a header block was interrupted"
+            raise ProtocolError(msg)
+        check_frame(kind, number, len(payload))
+        if kind == DATA:
             self._on_data(flags, number, payload, touched)
-        elif kind == _HEADERS:
+        elif kind == HEADERS:
             self._on_headers(flags, number, payload)
-        elif kind == _CONTINUATION:
+        elif kind == CONTINUATION:
             self._on_continuation(flags, payload)
-        elif kind == _WINDOW:
+        elif kind == WINDOW:
             self._on_window(number, payload)
-        elif kind == _RST:
+        elif kind == RST:
             self._on_reset(number, payload)
-        elif kind == _SETTINGS:
+        elif kind == SETTINGS:
             self._on_settings(flags, payload)
-        elif kind == _PING:
-            if not flags & _ACK:
-                self._write(_frame(_PING, _ACK, 0, payload))
-        elif kind == _GOAWAY:
+        elif kind == PING:
+            if not flags & ACK:
+                self._write(frame(PING, ACK, 0, payload))
+        elif kind == GOAWAY:
             self._on_goaway(payload)
         # Unknown kinds, priorities among them, are to be ignored.
 
-    def _check_frame(self, kind: int, number: int, payload: bytes) -> None:
-        if self._open_block is not None and (kind != _CONTINUATION or number != self._open_block[0]):
-            msg = "a header block was interrupted"
-            raise _ProtocolError(msg)
-        if len(payload) != _SIZES.get(kind, len(payload)) or (kind == _GOAWAY and len(payload) < 8):
-            msg = f"a frame of kind {kind} with {len(payload)} bytes"
-            raise _ProtocolError(msg, FRAME_SIZE_ERROR)
-        if not number and kind in (_DATA, _HEADERS, _RST):
-            msg = f"a frame of kind {kind} without a stream"
-            raise _ProtocolError(msg)
-
     def _on_data(self, flags: int, number: int, payload: bytes, touched: set[Stream]) -> None:
         count = len(payload)
-        if flags & _PADDED:
-            payload = _unpadded(payload)
-        ended = bool(flags & _END_STREAM)
+        if flags & PADDED:
+            payload = unpadded(payload)
+        ended = bool(flags & END_STREAM)
         with self.lock:
             self._receive_window -= count
             stream = self._streams.get(number)
@@ -513,11 +385,11 @@ class Connection:
                 stream.receive_window -= count
             if self._receive_window < 0 or (stream is not None and stream.receive_window < 0):
                 msg = "more data than the window allows"
-                raise _ProtocolError(msg, FLOW_CONTROL_ERROR)
+                raise ProtocolError(msg, FLOW_CONTROL_ERROR)
             if stream is not None:
                 if stream.remote_ended:
                     msg = "data after the end of a stream"
-                    raise _ProtocolError(msg, STREAM_CLOSED)
+                    raise ProtocolError(msg, STREAM_CLOSED)
                 if stream.chunks and len(payload) < _SMALL and len(stream.chunks[-1]) < _SMALL:
                     stream.chunks[-1] += payload
                 elif payload:
@@ -532,11 +404,11 @@ class Connection:
             self.consumed(stream, spare)
 
     def _on_headers(self, flags: int, number: int, payload: bytes) -> None:
-        if flags & _PADDED:
-            payload = _unpadded(payload)
-        if flags & _PRIORITY:
+        if flags & PADDED:
+            payload = unpadded(payload)
+        if flags & PRIORITY:
             payload = payload[5:]
-        if flags & _END_HEADERS:
+        if flags & END_HEADERS:
             self._on_block(number, flags, payload)
         else:
             self._open_block = (number, flags, bytearray(payload))
@@ -544,13 +416,13 @@ class Connection:
     def _on_continuation(self, flags: int, payload: bytes) -> None:
         if self._open_block is None:
             msg = "continuation of no header block"
-            raise _ProtocolError(msg)
+            raise ProtocolError(msg)
         number, first_flags, block = self._open_block
         block += payload
         if len(block) > self._max_headers:
             msg = "header block too large"
-            raise _ProtocolError(msg)
-        if flags & _END_HEADERS:
+            raise ProtocolError(msg)
+        if flags & END_HEADERS:
             self._open_block = None
             self._on_block(number, first_flags, bytes(block))
 
@@ -563,7 +435,7 @@ class Connection:
             if stream is None and self._server and number > self._last_peer:
                 if not number & 1:
                     msg = "a client's streams have odd numbers"
-                    raise _ProtocolError(msg)
+                    raise ProtocolError(msg)
                 self._last_peer = number
                 if len(self._streams) < MAX_STREAMS:
                     stream = opened = Stream(self, number, self._initial_window)
@@ -573,37 +445,37 @@ class Connection:
             if stream is not None:  # else an answer to what we reset
                 if stream.remote_ended or len(stream.blocks) >= _MAX_BLOCKS:
                     msg = "headers that nobody waits for"
-                    raise _ProtocolError(msg)
-                if stream is not opened and self._server and not flags & _END_STREAM:
+                    raise ProtocolError(msg)
+                if stream is not opened and self._server and not flags & END_STREAM:
                     msg = "headers in the middle of a stream"
-                    raise _ProtocolError(msg)
+                    raise ProtocolError(msg)
                 stream.blocks.append(headers)
-                if flags & _END_STREAM:
+                if flags & END_STREAM:
                     stream.remote_ended = True
                     if stream.local_ended:
                         del self._streams[number]
                 stream.readable.notify_all()
         if refused:
-            self._write(_frame(_RST, 0, number, struct.pack(">I", REFUSED_STREAM)))
+            self._write(frame(RST, 0, number, struct.pack(">I", REFUSED_STREAM)))
         if opened is not None and self._on_stream is not None:
             self._on_stream(opened)
 
     def _on_window(self, number: int, payload: bytes) -> None:
         (count,) = struct.unpack(">I", payload)
-        if not count & _MAX_WINDOW:
+        if not count & MAX_WINDOW:
             msg = "a window was opened by nothing"
-            raise _ProtocolError(msg)
+            raise ProtocolError(msg)
         with self.lock:
             if not number:
-                self._send_window += count & _MAX_WINDOW
-                if self._send_window > _MAX_WINDOW:
+                self._send_window += count & MAX_WINDOW
+                if self._send_window > MAX_WINDOW:
                     msg = "window too large"
-                    raise _ProtocolError(msg, FLOW_CONTROL_ERROR)
+                    raise ProtocolError(msg, FLOW_CONTROL_ERROR)
             elif (stream := self._streams.get(number)) is not None:
-                stream.send_window += count & _MAX_WINDOW
-                if stream.send_window > _MAX_WINDOW:
+                stream.send_window += count & MAX_WINDOW
+                if stream.send_window > MAX_WINDOW:
                     msg = "window too large"
-                    raise _ProtocolError(msg, FLOW_CONTROL_ERROR)
+                    raise ProtocolError(msg, FLOW_CONTROL_ERROR)
             self._writable.notify_all()
 
     def _on_reset(self, number: int, payload: bytes) -> None:
@@ -629,31 +501,31 @@ class Connection:
         self._resets_at = now
         if self._resets < 0:
             msg = "too many streams were given up"
-            raise _ProtocolError(msg, ENHANCE_YOUR_CALM)
+            raise ProtocolError(msg, ENHANCE_YOUR_CALM)
 
     def _on_settings(self, flags: int, payload: bytes) -> None:
-        if flags & _ACK:
+        if flags & ACK:
             return
         if len(payload) % 6:
             msg = "malformed settings"
-            raise _ProtocolError(msg)
+            raise ProtocolError(msg)
         self._greeted = True
         # Of a setting that is said several times the last counts.
         said = dict(struct.iter_unpack(">HI", payload))
-        window = said.get(_S_WINDOW, self._initial_window)
-        if window > _MAX_WINDOW:
+        window = said.get(S_WINDOW, self._initial_window)
+        if window > MAX_WINDOW:
             msg = "window too large"
-            raise _ProtocolError(msg, FLOW_CONTROL_ERROR)
+            raise ProtocolError(msg, FLOW_CONTROL_ERROR)
         # The peer goes by its old settings until it is told, so that nothing that needs the new ones may come before.
         with self._send_lock:
             with self.lock:
                 for stream in self._streams.values() if window != self._initial_window else ():
                     stream.send_window += window - self._initial_window
                 self._initial_window = window
-                if _S_FRAME in said:
-                    self._peer_frame = min(max(said[_S_FRAME], 16_384), _BLOCK)
+                if S_FRAME in said:
+                    self._peer_frame = min(max(said[S_FRAME], 16_384), _BLOCK)
                 self._writable.notify_all()
-            self._write_locked(_frame(_SETTINGS, _ACK, 0))
+            self._write_locked(frame(SETTINGS, ACK, 0))
 
     def _on_goaway(self, payload: bytes) -> None:
         last, _code = struct.unpack_from(">II", payload)
@@ -676,38 +548,3 @@ class Connection:
                 stream.readable.notify_all()
             self._streams.clear()
             self._writable.notify_all()
-
-
-def _data_frames(number: int, data: memoryview, size: int, *, last: bool) -> bytearray:
-    out = bytearray()
-    end = len(data)
-    for at in range(0, end, size) or (0,):
-        part = data[at : at + size]
-        flags = _END_STREAM if last and at + size >= end else 0
-        count = len(part)
-        out += struct.pack(">HBBBI", count >> 8, count & 0xFF, _DATA, flags, number)
-        out += part
-    return out
-
-
-def _joined(payload: bytes, data: bytes, at: int) -> tuple[bytes, int]:
-    """Return a frame's data with those of the whole frames at ``at`` that are of its kind, flags and stream; and where they end.
-
-    Go's gRPC makes a frame of each message, however short.
-    """
-    parts = [payload]
-    head, end = data[at + 3 : at + 9], len(data)
-    while data.startswith(head, at + 3):
-        stop = at + 9 + (data[at] << 16 | data[at + 1] << 8 | data[at + 2])
-        if stop > end or stop - at - 9 > _MAX_FRAME:
-            break
-        parts.append(data[at + 9 : stop])
-        at = stop
-    return b"".join(parts), at
-
-
-def _unpadded(payload: bytes) -> bytes:
-    if not payload or payload[0] >= len(payload):
-        msg = "padding longer than its frame"
-        raise _ProtocolError(msg)
-    return payload[1 : len(payload) - payload[0]]

@@ -11,14 +11,8 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from google.protobuf.message import DecodeError
 
-from crossdock.buildkit.rpc.http2 import (
-    CANCEL,
-    MAX_STREAMS,
-    REFUSED_STREAM,
-    Connection,
-    ConnectionLost,
-    StreamReset,
-)
+from crossdock.buildkit.rpc.frames import CANCEL, REFUSED_STREAM
+from crossdock.buildkit.rpc.http2 import MAX_STREAMS, Connection
 from crossdock.buildkit.rpc.messages import Budget, prefixed, split, split_batches
 from crossdock.buildkit.rpc.status import (
     CANCELLED,
@@ -30,12 +24,13 @@ from crossdock.buildkit.rpc.status import (
     decode_binary,
     status_trailers,
 )
+from crossdock.buildkit.rpc.streams import ConnectionLost, StreamReset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from crossdock.buildkit.rpc.channel import Message
-    from crossdock.buildkit.rpc.http2 import Headers, Stream
+    from crossdock.buildkit.rpc.streams import Headers, Stream
     from crossdock.buildkit.transport import ByteStream
 
 __all__ = ["Handler", "Server", "ServerCall", "parsed", "unary"]

@@ -9,7 +9,7 @@ import binascii
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from crossdock.buildkit.rpc.http2 import Headers
+    from crossdock.buildkit.rpc.streams import Headers
 
 __all__ = ["CODES", "RpcError", "decode_binary", "encode_binary", "status_trailers"]
 
