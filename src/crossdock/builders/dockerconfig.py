@@ -7,12 +7,12 @@ Spec: docker/cli ``cli/config``, ``cli/context/store`` (``contexts/meta/<sha256 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from typing import TYPE_CHECKING, Any
 
 from crossdock.errors import BuilderError, ConfigError
+from crossdock.hashing import sha256
 from crossdock.record import NamedTuple
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def endpoint_of(context: str) -> DockerEndpoint:
         tls = bool(os.environ.get("DOCKER_TLS_VERIFY") or os.environ.get("DOCKER_TLS"))
         tls_dir = (os.environ.get("DOCKER_CERT_PATH") or config_dir()) if tls else ""
         return DockerEndpoint(context, host, tls_dir, bool(os.environ.get("DOCKER_TLS_VERIFY")))
-    digest = hashlib.sha256(context.encode()).hexdigest()
+    digest = sha256(context.encode()).hexdigest()
     meta = _read_meta(os.path.join(config_dir(), "contexts", "meta", digest, "meta.json"))
     if meta is None:
         summary = f"docker context {context!r} does not exist"

@@ -17,7 +17,6 @@ Spec: docker/buildx ``store/store.go``, ``util/confutil/config.go``.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING
 from crossdock.builders.dockerconfig import config_dir
 from crossdock.builders.model import NodeGroup, validate_name
 from crossdock.errors import BuilderError, translate
+from crossdock.hashing import sha256
 from crossdock.wholefile import write_whole
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ class Transaction:
 
 
 def _key_hash(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()[:20]
+    return sha256(key.encode()).hexdigest()[:20]
 
 
 def _read(path: str) -> bytes | None:

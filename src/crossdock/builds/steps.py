@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from crossdock.hashing import sha256
 from crossdock.progress.events import Vertex, VertexLog, VertexStatus, VertexWarning
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class ShownStep:
 @contextmanager
 def shown(sink: EventSink, name: str) -> Iterator[ShownStep]:
     """Show a step for the length of a block; an exception becomes its error."""
-    digest = "sha256:" + hashlib.sha256(name.encode() + os.urandom(8)).hexdigest()
+    digest = "sha256:" + sha256(name.encode() + os.urandom(8)).hexdigest()
     step = ShownStep(sink, digest)
 
     def emit(completed_ns: int | None, error: str = "") -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import threading
 import time
@@ -20,6 +19,7 @@ from crossdock.errors import (
     SolveError,
     translate,
 )
+from crossdock.hashing import sha256
 from crossdock.image.platform import local_platform
 from crossdock.llb.graph import walk
 from crossdock.llb.ops import BuildOp, DiffOp, ExecOp, FileOp, MergeOp, PassthroughOp, SourceOp
@@ -264,7 +264,7 @@ def _vertex_id(node: Node, inputs: Sequence[str], salt: str) -> str:
     if not salt and not any("!" in name for name in inputs):
         return node.digest
     text = "\0".join((node.digest, salt, *inputs))
-    return f"{node.digest}!{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    return f"{node.digest}!{sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _make_op(node: Node, env: OpEnv, locals_: LocalSources, images: Callable[[], ImageSource]) -> SolverOp:

@@ -5,11 +5,11 @@ Spec: image-spec 1.1, descriptor.md "Digests".
 
 from __future__ import annotations
 
-import hashlib
 import re
 from typing import NewType
 
 from crossdock.errors import DigestMismatch
+from crossdock.hashing import sha256
 
 __all__ = ["ChainId", "DiffId", "Digest", "chain_ids", "digest_hex", "parse_digest", "sha256_digest"]
 
@@ -37,7 +37,7 @@ def parse_digest(text: str) -> Digest:
 
 def sha256_digest(data: bytes) -> Digest:
     """Digest of ``data``."""
-    return Digest("sha256:" + hashlib.sha256(data).hexdigest())
+    return Digest("sha256:" + sha256(data).hexdigest())
 
 
 def digest_hex(digest: str) -> str:
@@ -53,5 +53,5 @@ def chain_ids(diff_ids: tuple[DiffId, ...]) -> tuple[ChainId, ...]:
             chain.append(ChainId(diff_id))
         else:
             text = f"{chain[-1]} {diff_id}".encode()
-            chain.append(ChainId("sha256:" + hashlib.sha256(text).hexdigest()))
+            chain.append(ChainId("sha256:" + sha256(text).hexdigest()))
     return tuple(chain)

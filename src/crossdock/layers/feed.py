@@ -5,11 +5,11 @@ A stream of one block uses no thread. The digest covers every byte, also those a
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+from crossdock.hashing import sha256_stream
 from crossdock.image.digest import DiffId
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class BlockFeed:
     def __init__(self, source: ByteSource, *, cancel: CancelToken) -> None:
         self._source = source
         self._cancel = cancel
-        self._hash = hashlib.sha256()
+        self._hash = sha256_stream()
         self._queue: SimpleQueue[bytes | BaseException] = SimpleQueue()
         self._slots = threading.Semaphore(_AHEAD)
         self._thread: threading.Thread | None = None

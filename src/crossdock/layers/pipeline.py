@@ -7,13 +7,13 @@ the GIL. A stream of one block uses no thread at all. Not for: what the bytes me
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import threading
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Protocol
 
 from crossdock.errors import StoreError, StoreFull
+from crossdock.hashing import sha256_stream
 from crossdock.image.digest import DiffId, Digest
 from crossdock.layers.codec import make_codec
 from crossdock.record import NamedTuple
@@ -102,8 +102,8 @@ class LayerSink:
         self._ordered: SimpleQueue[_Job | None] = SimpleQueue()
         self._slots = threading.Semaphore(2 * self._workers + 2)
         self._error: BaseException | None = None
-        self._raw_hash = hashlib.sha256()
-        self._out_hash = hashlib.sha256() if self._codec else self._raw_hash
+        self._raw_hash = sha256_stream()
+        self._out_hash = sha256_stream() if self._codec else self._raw_hash
         self._crc = 0
         self._size = 0
         if self._codec:

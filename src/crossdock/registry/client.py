@@ -8,11 +8,11 @@ Spec: distribution-spec 1.1; docker registry HTTP API V2.
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
 from crossdock.errors import ConfigError, DigestMismatch, NotFoundError, RegistryError
+from crossdock.hashing import new
 from crossdock.image.descriptor import Descriptor
 from crossdock.image.digest import Digest, parse_digest
 from crossdock.image.mediatypes import DOCKER_INDEX, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST
@@ -313,7 +313,9 @@ class RegistryClient:
         announced = response.header("docker-content-digest")
         expected = ref.digest or (parse_digest(announced) if announced else None)
         algorithm = expected.partition(":")[0] if expected else "sha256"
-        digest = Digest(f"{algorithm}:{hashlib.new(algorithm, raw).hexdigest()}")
+        hasher = new(algorithm)
+        hasher.update(raw)
+        digest = Digest(f"{algorithm}:{hasher.hexdigest()}")
         if expected is not None and digest != expected:
             from crossdock.registry.failures import digest_mismatch  # cold path
 

@@ -5,13 +5,13 @@ Spec: RFC 9110 section 14 (Range); distribution-spec 1.1 "Pulling blobs".
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from crossdock.errors import CrossdockError, DigestMismatch, RegistryError
+from crossdock.hashing import new
 from crossdock.registry.failures import digest_mismatch, protocol_error
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class BlobReader(io.RawIOBase):
         self._blob = blob
         self._insecure = insecure
         self._cancel = cancel
-        self._hash = hashlib.new(blob.digest.partition(":")[0])
+        self._hash = new(blob.digest.partition(":")[0])
         self._offset = 0
         self._failures = 0
         self._done = False

@@ -7,13 +7,13 @@ Spec: moby/buildkit ``cache/contenthash`` (checksum.go, tarsum.go).
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from typing import TYPE_CHECKING
 
 from crossdock.engine.cache.select import expand, path_filter, walk
 from crossdock.errors import SolveError
+from crossdock.hashing import sha256
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from crossdock.cancel import CancelToken
     from crossdock.engine.cache.select import Selector
     from crossdock.engine.cache.view import Node, View
+    from crossdock.hashing import Hash
 
 __all__ = ["content_digest", "not_found"]
 
@@ -36,7 +37,7 @@ def content_digest(view: View, selectors: Sequence[Selector], cancel: CancelToke
     wanted = tuple(selectors)
     if known is not None and wanted in known:
         return known[wanted]
-    hasher = hashlib.sha256(b"crossdock-content-1\n")
+    hasher = sha256(b"crossdock-content-1\n")
     for selector in selectors:
         records = _select(view, selector)
         hasher.update(b"%d\n" % len(records))
@@ -79,9 +80,7 @@ def _select(view: View, selector: Selector) -> list[tuple[str, Node]]:
     return records
 
 
-def _hash_records(
-    hasher: hashlib._Hash, view: View, records: Sequence[tuple[str, Node]], cancel: CancelToken
-) -> None:
+def _hash_records(hasher: Hash, view: View, records: Sequence[tuple[str, Node]], cancel: CancelToken) -> None:
     files = [node for _, node in records if stat.S_ISREG(node.st.st_mode)]
     digests = iter(view.digests(files, cancel))
     out: list[bytes] = []

@@ -8,13 +8,13 @@ Spec: kernel ``filesystems/overlayfs.rst``, "whiteouts and opaque directories", 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from typing import TYPE_CHECKING
 
 from crossdock.engine.cache.view import Node
 from crossdock.errors import StoreError
+from crossdock.hashing import sha256, sha256_stream
 from crossdock.whiteouts import is_whiteout
 
 if TYPE_CHECKING:
@@ -184,8 +184,8 @@ def hash_fd(fd: int, size: int) -> bytes:
     block = min(size + 1, _BLOCK)
     data = os.read(fd, block)
     if size <= len(data) < block:
-        return hashlib.sha256(data).digest()
-    hasher = hashlib.sha256()
+        return sha256(data).digest()
+    hasher = sha256_stream()
     while data:
         hasher.update(data)
         data = os.read(fd, _BLOCK)

@@ -5,13 +5,13 @@ Values are cut digests, never the values themselves: variables may hold what nob
 
 from __future__ import annotations
 
-import hashlib
 import re
 import stat
 from typing import TYPE_CHECKING, Any
 
 from crossdock.engine.ops.keying import action_fields, exec_fields, platform_fields
 from crossdock.engine.solver import KeyHasher
+from crossdock.hashing import sha256
 from crossdock.llb.ops import ExecOp, FileOp, SourceOp
 from crossdock.record import Record
 
@@ -150,4 +150,4 @@ def _describe(view: View, node: Node, digests: Iterator[bytes]) -> str:
 
 
 def _short(value: str) -> str:
-    return hashlib.sha256(value.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    return sha256(value.encode("utf-8", "surrogateescape")).hexdigest()[:12]

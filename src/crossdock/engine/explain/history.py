@@ -6,7 +6,6 @@ A file per project (context and Dockerfile), replaced whole: a line that names t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import struct
@@ -15,6 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from crossdock.engine.explain.facts import StepFacts
+from crossdock.hashing import sha256
 from crossdock.wholefile import write_whole
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class History:
     """The runs of one project."""
 
     def __init__(self, folder: Path, project: str) -> None:
-        name = hashlib.sha256(project.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        name = sha256(project.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         self._path = folder / f"{name}.steps"
         self._packed = self._read()
 

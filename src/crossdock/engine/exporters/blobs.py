@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 import threading
-from hashlib import sha256
 from typing import TYPE_CHECKING, TypeVar
 
 from crossdock.engine.store.layers import PACKED_ANNOTATION
 from crossdock.engine.store.locks import alone
 from crossdock.errors import DigestMismatch
+from crossdock.hashing import sha256
 from crossdock.image.descriptor import Descriptor
 from crossdock.image.digest import DiffId, Digest
 from crossdock.image.mediatypes import compression_of, layer_type

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from crossdock.errors import CrossdockError
+from crossdock.hashing import sha256
 from crossdock.progress.events import Vertex, VertexLog, VertexStatus
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def reported(sink: EventSink, name: str, key: str) -> Iterator[Report]:
 
     A vertex may be entered again under the same key: it is then shown as running once more.
     """
-    vertex = "sha256:" + hashlib.sha256(f"export\0{key}\0{name}".encode()).hexdigest()
+    vertex = "sha256:" + sha256(f"export\0{key}\0{name}".encode()).hexdigest()
     started = time.time_ns()
     sink.emit(Vertex(digest=vertex, name=name, started_ns=started))
     error = ""

@@ -6,12 +6,12 @@ Spec: libseccomp ``seccomp_rule_add(3)``, ``seccomp_export_bpf(3)``.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import struct
 from typing import TYPE_CHECKING
 
 from crossdock.engine.sandbox.seccomp import ARCHITECTURES, default_rules
+from crossdock.hashing import sha256
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,7 +68,7 @@ def cached_filter(machine: str, capabilities: frozenset[str], directory: Path | 
     """Return :func:`compile_filter`'s result, kept in ``directory`` for the next process."""
     if directory is None:
         return compile_filter(machine, capabilities)
-    hasher = hashlib.sha256(library_version().encode())
+    hasher = sha256(library_version().encode())
     hasher.update(repr((machine, sorted(capabilities), default_rules(machine, capabilities))).encode())
     path = directory / f"seccomp-{hasher.hexdigest()[:32]}.bpf"
     try:

@@ -8,8 +8,9 @@ Not for layers or blobs: those are plain sha256 of their bytes.
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
+
+from crossdock.hashing import sha256
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -29,7 +30,7 @@ class KeyHasher:
     __slots__ = ("_hash", "_recorder")
 
     def __init__(self, kind: str, recorder: Callable[[str, str], None] | None = None) -> None:
-        self._hash = hashlib.sha256()
+        self._hash = sha256()
         self._recorder = recorder
         self._put(b"k", kind.encode())
         self._put(b"v", b"%d" % KEY_VERSION)
@@ -50,7 +51,7 @@ class KeyHasher:
         self._put(b"l", label.encode())
         self._put(b"b", value)
         if self._recorder is not None:
-            self._recorder(label, "sha256:" + hashlib.sha256(value).hexdigest())
+            self._recorder(label, "sha256:" + sha256(value).hexdigest())
         return self
 
     def number(self, label: str, value: int) -> KeyHasher:

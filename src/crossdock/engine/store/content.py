@@ -10,7 +10,6 @@ Spec: image-spec 1.1, image-layout.md "Blobs"; descriptor.md "Verification".
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import time
@@ -21,6 +20,7 @@ from crossdock.engine.store.leases import BLOB
 from crossdock.engine.store.rim import rim
 from crossdock.engine.store.unfinished import note_unfinished
 from crossdock.errors import DigestMismatch, StoreError
+from crossdock.hashing import new, sha256, sha256_stream
 from crossdock.image.digest import Digest, digest_hex, parse_digest
 
 if TYPE_CHECKING:
@@ -99,14 +99,14 @@ class ContentStore:
         size = self._stored_size(digest)
         with self._open_file(digest) as file, rim("read a blob"):
             data = file.read()
-        _verify(
-            parse_digest(digest), size, hashlib.new(digest.partition(":")[0], data).hexdigest(), len(data)
-        )
+        hasher = new(digest.partition(":")[0])
+        hasher.update(data)
+        _verify(parse_digest(digest), size, hasher.hexdigest(), len(data))
         return data
 
     def put_bytes(self, data: bytes, lease: Lease) -> Digest:
         """Store bytes; idempotent. Raises: StoreFull, StoreError."""
-        digest = Digest("sha256:" + hashlib.sha256(data).hexdigest())
+        digest = Digest("sha256:" + sha256(data).hexdigest())
         if self.size(digest, lease) != len(data):
             with self.writer(lease) as writer:
                 writer.write(data)
@@ -190,7 +190,7 @@ class BlobWriter(io.RawIOBase):
         self._path = path
         self._fd = fd
         self._lease = lease
-        self._hash = hashlib.sha256() if hashing else None
+        self._hash = sha256_stream() if hashing else None
         self._pending = bytearray()
         self._size = 0
 
@@ -272,6 +272,8 @@ class BlobWriter(io.RawIOBase):
 
     def _rehash(self, algorithm: str) -> str:
         """Hash the written file again: digests other than sha256 are too rare to carry a second hash along."""
+        import hashlib
+
         with rim("read a blob"), self._path.open("rb") as file:
             return hashlib.file_digest(file, algorithm).hexdigest()
 
@@ -283,7 +285,7 @@ class _VerifiedReader(io.RawIOBase):
         self._file = file
         self._expected = digest
         self._size = size
-        self._hash = hashlib.new(digest.partition(":")[0])
+        self._hash = new(digest.partition(":")[0])
         self._seen = 0
 
     def readable(self) -> bool:

@@ -6,7 +6,6 @@ pruning agree between processes and end with them.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from base64 import b32encode
@@ -19,6 +18,7 @@ from crossdock.engine.store.locks import is_held, try_flock
 from crossdock.engine.store.rim import rim
 from crossdock.engine.store.unfinished import note_unfinished
 from crossdock.errors import StoreFull
+from crossdock.hashing import sha256
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -204,7 +204,7 @@ class CacheMounts:
 
 def mount_id(name: str, namespace: str, base: str) -> str:
     """Return the id of a cache mount: 16 characters, the same for the same three parts."""
-    digest = hashlib.sha256()
+    digest = sha256()
     for part in (name, namespace, base):
         data = part.encode("utf-8", "surrogateescape")
         digest.update(len(data).to_bytes(8, "big") + data)

@@ -5,7 +5,6 @@ Cost is proportional to what was left, not to the size of the store.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from typing import TYPE_CHECKING
 
@@ -151,6 +150,8 @@ def file_matches(path: Path, digest: str, size: int) -> bool:
             if os.fstat(file.fileno()).st_size != size:
                 return False
             algorithm, _, value = digest.partition(":")
+            import hashlib  # only after a power cut
+
             return hashlib.file_digest(file, algorithm).hexdigest() == value
     except FileNotFoundError:
         return False

@@ -8,7 +8,6 @@ young files are not recorded.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 import sys
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from crossdock.engine.store.locks import try_flock
 from crossdock.engine.store.rim import rim
+from crossdock.hashing import sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,7 +70,7 @@ class StatCache:
 
     def load(self, context: str) -> StatTable:
         """Return the table of a context root (any string that names it, e.g. its real path); empty when unknown or damaged."""
-        name = hashlib.sha256(context.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+        name = sha256(context.encode("utf-8", "surrogateescape")).hexdigest()[:32]
         return StatTable(self._folder / name)
 
     def prune(self, unused_for_s: float) -> int:
