@@ -116,6 +116,8 @@ class Runtime(NamedTuple):
     def _sealed(self, bundle: Path) -> str:
         """Return what runs the sealed copy, by a link that has the runtime's name, since lists of processes show it."""
         copy = sealed_copy(self.path)
+        if copy == self.path:
+            return ""
         link = str(bundle / self.name)
         try:
             os.symlink(copy, link)
@@ -210,7 +212,7 @@ class _Process:
         try:
             try:
                 pid = spawn(copy or path)
-            except PermissionError:  # vm.memfd_noexec, SELinux
+            except OSError:  # vm.memfd_noexec, SELinux
                 pid = spawn(path)
         except OSError as exc:
             os.close(out_r)

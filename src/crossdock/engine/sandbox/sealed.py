@@ -2,7 +2,8 @@
 
 crun and runc run only from a file that no container can write to (CVE-2019-5736): where they find themselves on a disk
 they copy themselves into a sealed ``memfd`` and start again, which is a quarter of what a small step costs. One copy
-serves all steps of a worker: it is the seals that make it safe. Not for: programs that are scripts.
+serves all steps of a worker: it is the seals that make it safe. Scripts, such as wrappers around a runtime, are left
+alone: their interpreter could not open them.
 
 Source: ``is_self_cloned`` in crun's and runc's ``cloned_binary.c``; memfd_create(2).
 """
@@ -20,11 +21,12 @@ __all__ = ["sealed_copy"]
 
 #: not in Python's os; kernels before 6.3 refuse it, and allow what it allows
 _MFD_EXEC = 0x10
+_ELF = b"\x7fELF"
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 class _Copy(NamedTuple):
-    """A copy, and the file that it was made of."""
+    """A copy, or -1 for what is not copied; and the file that it was made of."""
 
     fd: int
     device: int
@@ -51,7 +53,7 @@ def sealed_copy(path: str) -> str:
                 copy = _copies[path] = _Copy(_copy(path), *_identity(found))
     except OSError:
         return path
-    return f"/proc/self/fd/{copy.fd}"
+    return path if copy.fd < 0 else f"/proc/self/fd/{copy.fd}"
 
 
 def _identity(found: os.stat_result) -> tuple[int, int, int, int]:
@@ -61,6 +63,8 @@ def _identity(found: os.stat_result) -> tuple[int, int, int, int]:
 def _copy(path: str) -> int:
     source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        if os.pread(source, len(_ELF), 0) != _ELF:
+            return -1
         made = _memory(os.path.basename(path))
         try:
             while os.sendfile(made, source, None, 1 << 30):

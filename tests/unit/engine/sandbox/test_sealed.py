@@ -81,3 +81,11 @@ def test_others_do_not_inherit_it(program: Path) -> None:
 def test_what_cannot_be_read_is_run_as_it_is(tmp_path: Path) -> None:
     missing = str(tmp_path / "missing")
     assert sealed_copy(missing) == missing
+
+
+def test_a_script_is_run_as_it_is(tmp_path: Path) -> None:
+    script = tmp_path / "program"
+    script.write_text('#!/bin/sh\nexec /bin/echo wrapped "$@"\n')
+    script.chmod(0o755)
+    assert sealed_copy(str(script)) == str(script)
+    assert said(sealed_copy(str(script)), "x") == "wrapped x\n"
