@@ -212,8 +212,10 @@ class _Process:
         try:
             try:
                 pid = spawn(copy or path)
-            except OSError:  # vm.memfd_noexec, SELinux
-                pid = spawn(path)
+            except OSError:
+                if not copy:
+                    raise
+                pid = spawn(path)  # vm.memfd_noexec or SELinux forbid the copy
         except OSError as exc:
             os.close(out_r)
             os.close(err_r)

@@ -145,13 +145,13 @@ def drop_layer_rows(tx: sqlite3.Connection, layer_id: str) -> None:
 
 def file_matches(path: Path, digest: str, size: int) -> bool:
     """True when a file is there with that size and digest."""
+    import hashlib  # builds need it after a power cut alone
+
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size != size:
                 return False
             algorithm, _, value = digest.partition(":")
-            import hashlib  # only after a power cut
-
             return hashlib.file_digest(file, algorithm).hexdigest() == value
     except FileNotFoundError:
         return False
