@@ -224,13 +224,15 @@ class RegistryClient:
         open_at: Callable[[int], BinaryIO],
         *,
         mount_from: Sequence[str] = (),
+        ask: bool = True,
         progress: Callable[[int], None] | None = None,
     ) -> PushOutcome:
         """Have the repository hold a blob, sending it only when there is no other way.
 
         ``open_at(offset)`` gives the content from an offset on, and may be called again after a failure; what
         it returns is closed. ``mount_from`` are repositories (``path`` or ``domain/path``) likely to have the
-        blob; those of other registries are ignored. ``progress`` gets the bytes sent so far; it may step back.
+        blob; those of other registries are ignored. Without ``ask`` it is not asked first whether the registry has the
+        blob: for what is new and small. ``progress`` gets the bytes sent so far; it may step back.
         Raises: AuthError, NotFoundError, RegistryError; DigestMismatch; the token's cause.
         """
         from crossdock.registry.upload import Upload  # a cached build sends no blob
@@ -239,7 +241,7 @@ class RegistryClient:
         upload = Upload(
             self._session, endpoint, ref, blob, open_at, insecure=self._insecure, cancel=self._cancel
         )
-        return upload.run(mount_from, progress)
+        return upload.run(mount_from, progress, ask=ask)
 
     # -- lists -------------------------------------------------------------------------------------
 

@@ -71,14 +71,17 @@ class Upload:
         self._progress: Callable[[int], None] | None = None
         self._scopes: tuple[str, ...] = (f"repository:{ref.path}:pull,push",)
 
-    def run(self, mount_from: Sequence[str], progress: Callable[[int], None] | None) -> PushOutcome:
+    def run(
+        self, mount_from: Sequence[str], progress: Callable[[int], None] | None, *, ask: bool
+    ) -> PushOutcome:
         """Do it; see ``RegistryClient.push_blob``."""
         self._progress = progress
         base = f"{self._endpoint.prefix}/{self._ref.path}/blobs"
-        head = self._send("HEAD", f"{base}/{self._blob.digest}", (200, 404))
-        head.discard()
-        if head.status == 200:
-            return PushOutcome.EXISTS
+        if ask:
+            head = self._send("HEAD", f"{base}/{self._blob.digest}", (200, 404))
+            head.discard()
+            if head.status == 200:
+                return PushOutcome.EXISTS
         location = self._mount(base, mount_from)
         if location is None:
             return PushOutcome.MOUNTED

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import pytest
 
+from support.httprelay import HttpRelay
 from support.servers import skopeo, umoci
 
 if TYPE_CHECKING:
@@ -94,6 +95,49 @@ with registry_engine() as engine:
     text = fresh_registry.log.read_text()
     after = text.count('"http.request.method"') or text.count("http.request.method=")
     assert after - before <= 4  # one request; the registry writes a line or two for each
+
+
+NEW = """
+import os
+with registry_engine() as engine:
+    content = FileActionMkFile(path="/new", data=os.urandom(int(size)))
+    (ref,) = solve(engine, files(content, onto=base()))
+    made = image("linux/amd64", ref)
+    first = export(engine, [made], ("registry", {"name": name}), epoch_s=int(epoch) if epoch else None)
+    say(digest=first.merged["containerimage.digest"])
+"""
+
+
+def requests(relay: HttpRelay) -> list[str]:
+    return [f"{seen.method} {seen.path.partition('?')[0].split('/')[-2]}" for seen in relay.seen]
+
+
+@pytest.mark.needs("registry", "skopeo")
+def test_nobody_is_asked_for_what_is_small_and_was_just_made(
+    build: Build, registry: services.Registry, repository: str
+) -> None:
+    relay = HttpRelay(registry.host)
+    try:
+        path = repository.partition("/")[2]
+        build(NEW, name=f"{relay.host}/{path}:1", size=10, epoch="")
+        small = requests(relay)
+        relay.seen.clear()
+        build(NEW, name=f"{relay.host}/{path}:2", size=100_000, epoch="")
+        large = requests(relay)
+        relay.seen.clear()
+        build(NEW, name=f"{relay.host}/{path}:3", size=10, epoch="7")
+        dated = requests(relay)
+    finally:
+        relay.close()
+    layers = [len(raw(f"{repository}:{tag}")["layers"]) for tag in "123"]
+    assert layers == [layers[0]] * 3
+    assert "HEAD manifests" not in small
+    assert small.count("HEAD blobs") == 1, "the base is large; what is upon it and the config are small"
+    assert "HEAD manifests" not in large
+    assert large.count("HEAD blobs") == layers[1], (
+        "all but the config: the new layer is large, others were there"
+    )
+    assert dated[0] == "HEAD manifests", "another machine may have pushed the same image"
 
 
 @pytest.mark.needs("registry", "skopeo")

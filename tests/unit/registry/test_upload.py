@@ -63,6 +63,12 @@ def test_a_blob_is_sent_in_one_put(server: ScriptedServer, client: RegistryClien
     assert seen[-1] == len(DATA)
 
 
+def test_what_is_new_is_sent_without_asking(server: ScriptedServer, client: RegistryClient) -> None:
+    server.on("POST", START, BEGUN).on("PUT", SESSION, Reply(201))
+    assert push(client, server, ask=False) is PushOutcome.UPLOADED
+    assert server.lines() == [f"POST {START}", f"PUT {SESSION}?state=1&digest={BLOB.digest}"]
+
+
 def test_an_empty_blob_is_sent(server: ScriptedServer, client: RegistryClient) -> None:
     empty = Descriptor("x", sha256_digest(b""), 0)
     server.on("POST", START, BEGUN).on("PUT", SESSION, Reply(201))

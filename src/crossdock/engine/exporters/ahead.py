@@ -110,6 +110,7 @@ class Ahead:
         self._packing: list[threading.Event] = []
         self._notes = _Notes()
         self.sent = Sent()
+        self.made = context.made
 
     def __enter__(self) -> Ahead:
         return self

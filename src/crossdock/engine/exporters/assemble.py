@@ -188,6 +188,8 @@ def _manifest(
     with report.stage(f"exporting manifest {descriptor.digest}"):
         context.store.content.put_bytes(manifest.raw, context.lease)
     with report.stage(f"exporting config {config_descriptor.digest}"):
+        if not context.store.content.has(config_descriptor.digest):
+            context.made.add(config_descriptor.digest)
         context.store.content.put_bytes(config_raw, context.lease)
     repositories = {part.descriptor.digest: part.repositories for part in parts}
     return PlatformManifest(

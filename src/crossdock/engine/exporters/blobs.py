@@ -239,6 +239,7 @@ class LayerBlobs:
         media_type = layer_type(compression.type, oci=True)
         blob = Descriptor(media_type, digest, size, {PACKED_ANNOTATION: compression.label})
         out.commit(blob)
+        self._context.made.add(digest)
         return blob
 
 

@@ -112,6 +112,7 @@ class ExportContext:
         "epoch_s",
         "inline",
         "lease",
+        "made",
         "sent",
         "sink",
         "store",
@@ -142,6 +143,8 @@ class ExportContext:
         self.caller = caller
         #: makes the inline cache of an image, base64 of JSON: of its platform, layers and their blobs
         self.inline: InlineCache | None = None
+        #: digests of blobs that were written for it: a registry hardly has them
+        self.made: set[str] = set()
         #: blobs that were sent before the export began
         self.sent: Sent | None = None
         #: is told that all is in the store, before anything is pushed
@@ -160,6 +163,7 @@ class ExportContext:
             caller=self.caller,
         )
         other.inline = self.inline
+        other.made = self.made
         other.sent = self.sent
         other.written = self.written
         return other

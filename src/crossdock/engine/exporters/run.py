@@ -99,7 +99,7 @@ def export(
     exporters = _make(specs, multi_platform=multi, epoch_s=context.epoch_s)
     blobs = LayerBlobs(context)
     if ahead is not None:
-        context.sent = ahead.sent
+        context.sent, context.made = ahead.sent, ahead.made
 
     def run(item: tuple[int, _Exporter | None], cancel: CancelToken) -> Mapping[str, object]:
         number, exporter = item

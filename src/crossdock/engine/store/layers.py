@@ -342,6 +342,13 @@ class LayerStore:
             with self._db.transaction() as tx:
                 _insert_repositories(tx, digest, new)
 
+    def add_repository(self, digests: Sequence[str], repository: str) -> None:
+        """Note that a repository has blobs. Raises: StoreFull, StoreError."""
+        if digests:
+            with self._db.transaction() as tx:
+                for digest in digests:
+                    _insert_repositories(tx, digest, (repository,))
+
     # --- inside ---
 
     def _make_home(self, lease: Lease) -> Path:

@@ -115,6 +115,11 @@ def test_blobs_of_several_compressions_and_repositories_are_kept(store: Store, l
     assert blobs["gzip"].repositories == ("h/one", "h/two")
     assert blobs["zstd"].descriptor == zstd
     assert blobs["zstd"].repositories == ("h/three",)
+    store.layers.add_repository([zstd.digest, BLOB.digest], "h/four")
+    store.layers.add_repository([], "h/five")
+    blobs = {blob.compression: blob for blob in store.layers.get(layer).blobs}
+    assert blobs["gzip"].repositories == ("h/four", "h/one", "h/two")
+    assert blobs["zstd"].repositories == ("h/four", "h/three")
 
 
 def test_unknown_layers_are_an_error(store: Store, cancel: CancelToken) -> None:
