@@ -86,6 +86,7 @@ class RegistryConfig:
         self._cert_dirs = tuple(default_cert_dirs(os.environ) if cert_dirs is None else cert_dirs)
         # Only ever added to, with equal values for equal keys: no lock needed.
         self._known: dict[tuple[str, bool, bool], tuple[Endpoint, ...]] = {}
+        self._folders: dict[str, list[Path]] = {}
 
     def endpoints(self, domain: str, *, pull: bool, insecure: bool = False) -> tuple[Endpoint, ...]:
         """Return where to ask, in order; the registry itself is last. Pushes go to it alone.
@@ -144,7 +145,11 @@ class RegistryConfig:
         return Endpoint(domain, host, port, schemes, tls)
 
     def _directories(self, address: str) -> list[Path]:
-        return [path for base in self._cert_dirs if (path := base / address).is_dir()]
+        found = self._folders.get(address)
+        if found is None:
+            found = [path for base in self._cert_dirs if (path := base / address).is_dir()]
+            self._folders[address] = found
+        return found
 
 
 def default_cert_dirs(env: Mapping[str, str]) -> tuple[Path, ...]:
