@@ -107,7 +107,7 @@ def test_what_is_learned_of_a_layer_is_seen_by_all(store: Store, reach: Reach) -
     with store.lease() as lease:
         layer = store.layers.add_remote(lease, diff_id=DIFF, blob=BLOB)
         assert reach().layers.directory(layer) is None
-        reach().layers.add_repositories(BLOB.digest, ["h/r"])
+        reach().layers.add_repositories([BLOB.digest], ["h/r"])
         assert store.layers.get(layer).blobs[0].repositories == ("h/r",)
         path = reach().layers.materialise(layer, lambda _path: DIFF, CancelToken())
         assert store.layers.directory(layer) == path

@@ -103,7 +103,8 @@ with registry_engine() as engine:
     content = FileActionMkFile(path="/new", data=os.urandom(int(size)))
     (ref,) = solve(engine, files(content, onto=base()))
     made = image("linux/amd64", ref)
-    first = export(engine, [made], ("registry", {"name": name}), epoch_s=int(epoch) if epoch else None)
+    dates = {"source-date-epoch": output_epoch} if output_epoch else {}
+    first = export(engine, [made], ("registry", {"name": name, **dates}), epoch_s=int(epoch) if epoch else None)
     say(digest=first.merged["containerimage.digest"])
 """
 
@@ -119,14 +120,17 @@ def test_nobody_is_asked_for_what_is_small_and_was_just_made(
     relay = HttpRelay(registry.host)
     try:
         path = repository.partition("/")[2]
-        build(NEW, name=f"{relay.host}/{path}:1", size=10, epoch="")
+        build(NEW, name=f"{relay.host}/{path}:1", size=10, epoch="", output_epoch="")
         small = requests(relay)
         relay.seen.clear()
-        build(NEW, name=f"{relay.host}/{path}:2", size=100_000, epoch="")
+        build(NEW, name=f"{relay.host}/{path}:2", size=100_000, epoch="", output_epoch="")
         large = requests(relay)
         relay.seen.clear()
-        build(NEW, name=f"{relay.host}/{path}:3", size=10, epoch="7")
+        build(NEW, name=f"{relay.host}/{path}:3", size=10, epoch="7", output_epoch="")
         dated = requests(relay)
+        relay.seen.clear()
+        build(NEW, name=f"{relay.host}/{path}:4", size=10, epoch="", output_epoch="7")
+        dated_by_output = requests(relay)
     finally:
         relay.close()
     layers = [len(raw(f"{repository}:{tag}")["layers"]) for tag in "123"]
@@ -137,6 +141,7 @@ def test_nobody_is_asked_for_what_is_small_and_was_just_made(
     assert large.count("HEAD blobs") == layers[1], (
         "all but the config: the new layer is large, others were there"
     )
+    assert dated_by_output[0] == "HEAD manifests"
     assert dated[0] == "HEAD manifests", "another machine may have pushed the same image"
 
 

@@ -76,6 +76,7 @@ class ImageExporter:
                 self._names,
                 insecure=self._options.insecure,
                 by_digest=self._options.push_by_digest,
+                dated=self._options.epoch_s is not None,
                 blobs=blobs,
                 report=report,
             )

@@ -53,10 +53,13 @@ def push_image(
     *,
     insecure: bool,
     by_digest: bool,
+    dated: bool,
     blobs: LayerBlobs,
     report: Report,
 ) -> None:
     """Push under every name; a registry that has the image already is asked one question.
+
+    ``dated``: the image has an epoch instead of the time it was made, so that it may be there though it was made just now.
 
     Raises: RegistryError and its kinds, naming what was pushed; StoreError; the token's cause.
     """
@@ -65,7 +68,7 @@ def push_image(
     for name in names:
         target = target_of(name, by_digest=by_digest)
         try:
-            pusher.push(image, target, pushed)
+            pusher.push(image, target, pushed, dated=dated)
         except CrossdockError as exc:
             exc.summary = f"failed to push {name}: {exc.summary}"
             exc.args = (exc.summary,)
@@ -81,9 +84,8 @@ class Pusher:
         self._client = context.client().scoped(insecure=insecure, cancel=context.cancel)
         self._blobs = blobs
         self._report = report
-        self._made = context.made
 
-    def push(self, image: BuiltImage, target: Reference, pushed: set[str]) -> None:
+    def push(self, image: BuiltImage, target: Reference, pushed: set[str], *, dated: bool) -> None:
         """Push to one tag, or untagged; ``pushed`` has the repositories that got the blobs meanwhile.
 
         Raises: as :func:`push_image`.
@@ -94,7 +96,7 @@ class Pusher:
         report = self._report
         sent = self._context.sent
         # What has a layer that was made just now, the registry does not have, unless times do not tell images apart.
-        new = self._context.epoch_s is None and not self._made.isdisjoint(_layers(image))
+        new = not dated and not self._context.made.isdisjoint(_layers(image))
         begun = sent is not None and sent.any(target.repository)
         if target.repository not in pushed and not (new or begun):
             asked = final.with_digest(digest) if not target.tag else final
@@ -166,14 +168,8 @@ class Pusher:
         # Large blobs first: the last worker then does not start the longest transfer.
         ordered = sorted(unique.values(), key=lambda blob: -blob.descriptor.size)
         run_parallel(push, ordered, workers=_WORKERS, cancel=self._context.cancel)
-        self._context.store.layers.add_repository(
-            [
-                blob.descriptor.digest
-                for blob in ordered
-                if is_layer(blob.descriptor.media_type) and target.repository not in blob.repositories
-            ],
-            target.repository,
-        )
+        layers = [blob.descriptor.digest for blob in ordered if is_layer(blob.descriptor.media_type)]
+        self._context.store.layers.add_repositories(layers, (target.repository,))
 
     def _send(
         self,
@@ -189,7 +185,11 @@ class Pusher:
             return self._context.store.content.open_at(descriptor.digest, offset)
 
         nearby = [name for name in blob.repositories if name != target.repository]
-        new = not blob.repositories and descriptor.size <= _UNASKED_BYTES and descriptor.digest in self._made
+        new = (
+            not blob.repositories
+            and descriptor.size <= _UNASKED_BYTES
+            and descriptor.digest in self._context.made
+        )
         self._client.scoped(cancel=cancel).push_blob(
             target, descriptor, open_at, mount_from=nearby, ask=not new, progress=progress
         )

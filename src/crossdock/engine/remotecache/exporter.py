@@ -214,8 +214,7 @@ class CacheExporter:
                 backend.write_blob(layer, report, cancel)
 
         run_parallel(write, ordered, workers=backend.senders, cancel=self._context.cancel)
-        for blob in own.layers:
-            self._context.store.layers.add_repositories(blob, backend.repositories)
+        self._context.store.layers.add_repositories(own.layers, backend.repositories)
 
     # --- merging ---
 

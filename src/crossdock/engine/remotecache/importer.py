@@ -146,8 +146,7 @@ class ImportedCaches:
             return known
         self.sources.add(cache.backend, (described.digest,))
         if known is not None and any(b.descriptor.digest == described.digest for b in layers.blobs(known)):
-            for repository in cache.backend.repositories:
-                layers.add_repositories(described.digest, (repository,))
+            layers.add_repositories((described.digest,), cache.backend.repositories)
             return known
         media_type = layer_type(compression_of(described.media_type), oci=True)
         return layers.add_remote(

@@ -25,7 +25,7 @@ from crossdock.record import Record
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -334,20 +334,13 @@ class LayerStore:
             _set_diff_id(tx, layer_id, diff_id)
             _insert_blob(tx, layer_id, blob, compression or compression_of(blob.media_type))
 
-    def add_repositories(self, digest: str, repositories: Iterable[str]) -> None:
-        """Note repositories that have a blob, e.g. after a push. Raises: StoreFull, StoreError."""
-        known = set(self.repositories(digest))
-        new = [name for name in repositories if name not in known]
+    def add_repositories(self, digests: Iterable[str], repositories: Collection[str]) -> None:
+        """Note repositories that have blobs, e.g. after a push. Raises: StoreFull, StoreError."""
+        new = [digest for digest in digests if not set(repositories).issubset(self.repositories(digest))]
         if new:
             with self._db.transaction() as tx:
-                _insert_repositories(tx, digest, new)
-
-    def add_repository(self, digests: Sequence[str], repository: str) -> None:
-        """Note that a repository has blobs. Raises: StoreFull, StoreError."""
-        if digests:
-            with self._db.transaction() as tx:
-                for digest in digests:
-                    _insert_repositories(tx, digest, (repository,))
+                for digest in new:
+                    _insert_repositories(tx, digest, repositories)
 
     # --- inside ---
 

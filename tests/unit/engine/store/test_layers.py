@@ -108,15 +108,15 @@ def test_blobs_of_several_compressions_and_repositories_are_kept(store: Store, l
     assert again == layer
     zstd = Descriptor("application/vnd.oci.image.layer.v1.tar+zstd", sha256_digest(b"z"), 1, {"k": "v"})
     store.layers.add_blob(layer, zstd, DIFF)
-    store.layers.add_repositories(zstd.digest, ["h/three"])
-    store.layers.add_repositories(zstd.digest, ["h/three"])
+    store.layers.add_repositories([zstd.digest], ["h/three"])
+    store.layers.add_repositories([zstd.digest], ["h/three"])
     blobs = {blob.compression: blob for blob in store.layers.get(layer).blobs}
     assert blobs["gzip"].descriptor == BLOB
     assert blobs["gzip"].repositories == ("h/one", "h/two")
     assert blobs["zstd"].descriptor == zstd
     assert blobs["zstd"].repositories == ("h/three",)
-    store.layers.add_repository([zstd.digest, BLOB.digest], "h/four")
-    store.layers.add_repository([], "h/five")
+    store.layers.add_repositories([zstd.digest, BLOB.digest], ["h/four"])
+    store.layers.add_repositories([], ["h/five"])
     blobs = {blob.compression: blob for blob in store.layers.get(layer).blobs}
     assert blobs["gzip"].repositories == ("h/four", "h/one", "h/two")
     assert blobs["zstd"].repositories == ("h/four", "h/three")
